@@ -1,0 +1,139 @@
+"""The MHSA layer of a BoT block (paper, Figure 4)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from botvision.attention import reference
+from botvision.attention.functional import accurate, attend
+from botvision.attention.position import AbsolutePosition, RelativePosition, TableResize
+
+Position = Literal["relative", "absolute", "none"]
+
+
+class RelativeAttention2d(nn.Module):
+    """Global multi-head self-attention over a feature map, (B, dim, H, W) -> (B, dim, H', W').
+
+    ``q k^T + q r^T`` with a learned ``r`` per axis (paper, sections 3.2 and 4.3): three 1x1
+    projections without bias, no output projection, no dropout, positions in the logits alone. The
+    parameter names and shapes are those of timm's ``BottleneckAttn``, so that its weights load
+    unchanged (set ``scale_position=False`` for weights trained with timm's default).
+
+    Logits and softmax are computed in float32 (float64 for a float64 module) also under autocast.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        feat_size: int | tuple[int, int],
+        *,
+        num_heads: int = 4,
+        position: Position = "relative",
+        content: bool = True,
+        scale_position: bool = True,
+        stride: int = 1,
+        table_resize: TableResize = "slice",
+        impl: str = "auto",
+    ) -> None:
+        """Make the layer for a map of ``feat_size`` cells; any other map works afterwards.
+
+        Args:
+            dim: channels in and out.
+            feat_size: H and W of the map for which the position tables are made.
+            num_heads: heads, each of ``dim / num_heads`` channels.
+            position: ``"relative"`` (the paper), ``"absolute"`` (its ablation) or ``"none"``.
+            content: with the term ``q k^T``; ``False`` leaves the position term alone (Table 4).
+            scale_position: scale the position term by d^-0.5 like the content term.
+            stride: 2 averages 2x2 cells after the attention, rounding up (Table 1's caption).
+            table_resize: how a smaller map than ``feat_size`` uses the tables: ``"slice"`` keeps
+                offsets in cells (the default, and right for detection, where objects keep their
+                size in cells), ``"interpolate"`` keeps offsets relative to the map (right for
+                classification, where a smaller input shows the same picture). A larger map
+                interpolates.
+            impl: ``"auto"`` or a name of ``botvision.attention.implementations(device)``.
+
+        Raises:
+            ValueError: ``dim`` is not a multiple of ``num_heads``, an unknown option, or neither
+                content nor position.
+        """
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        if stride not in (1, 2):
+            raise ValueError(f"stride is 1 or 2, not {stride}")
+        if table_resize not in ("slice", "interpolate"):
+            raise ValueError(f'table_resize is "slice" or "interpolate", not {table_resize!r}')
+        if not content and position == "none":
+            raise ValueError("attention needs a content term, a position term, or both")
+        self.dim = dim
+        self.num_heads = num_heads
+        self.content = content
+        self.scale_position = scale_position
+        self.impl = impl
+        self.qkv = nn.Conv2d(dim, 3 * dim, kernel_size=1, bias=False)
+        feat_size = (feat_size, feat_size) if isinstance(feat_size, int) else feat_size
+        head_dim = dim // num_heads
+        self.pos_embed: RelativePosition | AbsolutePosition | None
+        if position == "relative":
+            self.pos_embed = RelativePosition(feat_size, head_dim, table_resize)
+        elif position == "absolute":
+            self.pos_embed = AbsolutePosition(feat_size, head_dim, table_resize)
+        elif position == "none":
+            self.pos_embed = None
+        else:
+            raise ValueError(f'position is "relative", "absolute" or "none", not {position!r}')
+        # ceil_mode: an odd map must meet the strided 1x1 convolution of the shortcut.
+        self.pool = nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw q, k and v from N(0, 0.01^2), as the authors' code does, and the tables anew."""
+        nn.init.normal_(self.qkv.weight, std=0.01)
+        if self.pos_embed is not None:
+            self.pos_embed.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over the whole map: (B, dim, H, W) -> (B, dim, H, W), halved by ``stride=2``."""
+        height, width = x.shape[-2:]
+        qkv = self.qkv(x)
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, v, height_logits, width_logits = self._terms(qkv)
+            out = attend(q, k, v, height_logits, width_logits, self.impl)
+        # (B, heads, N, d) -> (B, heads * d, H, W): the heads are concatenated.
+        out = out.to(qkv.dtype).transpose(-2, -1).reshape(-1, self.dim, height, width)
+        pooled: Tensor = self.pool(out)
+        return pooled
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """What every cell takes from every cell: (B, heads, H, W, H, W), query first.
+
+        For pictures and analysis; it holds all N x N weights of every image and head.
+        """
+        height, width = x.shape[-2:]
+        qkv = self.qkv(x)
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, _, height_logits, width_logits = self._terms(qkv)
+            weights = reference.probabilities(q, k, height_logits, width_logits)
+        return weights.reshape(-1, self.num_heads, height, width, height, width)
+
+    def _terms(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Scaled q, k and v (B, heads, N, d) and the position logits (B, heads, N, H or W)."""
+        batch, _, height, width = qkv.shape
+        head_dim = self.dim // self.num_heads
+        # Heads outermost within each of q, k and v.
+        parts = qkv.reshape(batch, 3, self.num_heads, head_dim, height * width)
+        q, k, v = accurate(*parts.transpose(-2, -1).unbind(1))
+        scaled = q * head_dim**-0.5
+        height_logits = width_logits = None
+        if self.pos_embed is not None:
+            queries = scaled if self.scale_position else q
+            queries = queries.reshape(batch, self.num_heads, height, width, head_dim)
+            by_row, by_column = self.pos_embed(queries)
+            height_logits, width_logits = by_row.flatten(2, 3), by_column.flatten(2, 3)
+        if not self.content:
+            # No channels: q k^T is then zero in every implementation.
+            scaled, k = scaled[..., :0], k[..., :0]
+        return scaled, k, v, height_logits, width_logits

@@ -1,0 +1,145 @@
+"""Position tables: learned, one per axis, shared by all heads (paper, section 3.2, Figure 4).
+
+What a position adds to a logit splits into a number per image row and a number per image column,
+so a query needs H + W of them rather than H * W.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TableResize = Literal["slice", "interpolate"]
+
+
+def relative_logits(q: Tensor, height_rel: Tensor, width_rel: Tensor) -> tuple[Tensor, Tensor]:
+    """What relative positions add to the logits: index = key - query + (L - 1).
+
+    Args:
+        q: queries on their map (B, heads, H, W, d).
+        height_rel: (2H-1, d).
+        width_rel: (2W-1, d).
+
+    Returns:
+        height logits (B, heads, H, W, H) and width logits (B, heads, H, W, W), the last axis being
+        the key's row and the key's column.
+    """
+    height, width = q.shape[2:4]
+    by_row = height_rel[_offsets(height, q.device)]
+    by_column = width_rel[_offsets(width, q.device)]
+    return (
+        torch.einsum("bnhwd,hkd->bnhwk", q, by_row),
+        torch.einsum("bnhwd,wkd->bnhwk", q, by_column),
+    )
+
+
+def absolute_logits(q: Tensor, height_abs: Tensor, width_abs: Tensor) -> tuple[Tensor, Tensor]:
+    """What absolute positions (paper, Table 4, ``q r_abs``) add: (H, d) and (W, d) of the key.
+
+    Shapes as in :func:`relative_logits`.
+    """
+    return (
+        torch.einsum("bnhwd,kd->bnhwk", q, height_abs),
+        torch.einsum("bnhwd,kd->bnhwk", q, width_abs),
+    )
+
+
+def _offsets(length: int, device: torch.device) -> Tensor:
+    cell = torch.arange(length, device=device)
+    return cell[None, :] - cell[:, None] + length - 1
+
+
+def resize_relative(table: Tensor, length: int, resize: TableResize) -> Tensor:
+    """Fit a (2L-1, d) table to a map of ``length`` cells: (2*length-1, d).
+
+    ``"slice"`` keeps the centre of the table, so an offset of two cells stays an offset of two
+    cells; a larger map than the table's has offsets that the table lacks and interpolates.
+    ``"interpolate"`` stretches the table, so an offset across the whole map stays one.
+    """
+    rows = 2 * length - 1
+    spare = table.shape[0] - rows
+    if spare == 0:
+        return table
+    if resize == "slice" and spare > 0:
+        return table[spare // 2 : spare // 2 + rows]
+    return _interpolate(table, rows)
+
+
+def resize_absolute(table: Tensor, length: int, resize: TableResize) -> Tensor:
+    """Fit an (L, d) table to a map of ``length`` cells: (length, d).
+
+    ``"slice"`` keeps the first cells, since a smaller image lies at the top left of its padded
+    canvas; otherwise as :func:`resize_relative`.
+    """
+    if table.shape[0] == length:
+        return table
+    if resize == "slice" and table.shape[0] > length:
+        return table[:length]
+    return _interpolate(table, length)
+
+
+def _interpolate(table: Tensor, rows: int) -> Tensor:
+    # align_corners: the outermost offsets stay outermost, and offset zero stays in the middle.
+    columns = F.interpolate(table.t()[None], size=rows, mode="linear", align_corners=True)
+    return columns[0].t()
+
+
+class RelativePosition(nn.Module):
+    """The tables ``height_rel`` (2H-1, d) and ``width_rel`` (2W-1, d), drawn from N(0, 1/d).
+
+    The authors' code passed d^-0.5 as the mean of the initialiser; by their own note it was meant
+    as the standard deviation, as it is here.
+    """
+
+    def __init__(self, feat_size: tuple[int, int], head_dim: int, resize: TableResize) -> None:
+        """Make the tables of a map of ``feat_size`` (H, W) cells."""
+        super().__init__()
+        height, width = feat_size
+        self.resize: TableResize = resize
+        self.height_rel = nn.Parameter(torch.empty(2 * height - 1, head_dim))
+        self.width_rel = nn.Parameter(torch.empty(2 * width - 1, head_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw both tables anew."""
+        for table in (self.height_rel, self.width_rel):
+            nn.init.normal_(table, std=table.shape[-1] ** -0.5)
+
+    def tables(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Both tables, fitted to a map of ``size`` (H, W) cells."""
+        return (
+            resize_relative(self.height_rel, size[0], self.resize),
+            resize_relative(self.width_rel, size[1], self.resize),
+        )
+
+    def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """:func:`relative_logits` of queries (B, heads, H, W, d)."""
+        height_rel, width_rel = self.tables((q.shape[2], q.shape[3]))
+        return relative_logits(q, height_rel.to(q.dtype), width_rel.to(q.dtype))
+
+
+class AbsolutePosition(nn.Module):
+    """The tables ``height_abs`` (H, d) and ``width_abs`` (W, d), drawn from N(0, 1/d)."""
+
+    def __init__(self, feat_size: tuple[int, int], head_dim: int, resize: TableResize) -> None:
+        """Make the tables of a map of ``feat_size`` (H, W) cells."""
+        super().__init__()
+        height, width = feat_size
+        self.resize: TableResize = resize
+        self.height_abs = nn.Parameter(torch.empty(height, head_dim))
+        self.width_abs = nn.Parameter(torch.empty(width, head_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw both tables anew."""
+        for table in (self.height_abs, self.width_abs):
+            nn.init.normal_(table, std=table.shape[-1] ** -0.5)
+
+    def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """:func:`absolute_logits` of queries (B, heads, H, W, d)."""
+        height_abs = resize_absolute(self.height_abs, q.shape[2], self.resize)
+        width_abs = resize_absolute(self.width_abs, q.shape[3], self.resize)
+        return absolute_logits(q, height_abs.to(q.dtype), width_abs.to(q.dtype))

@@ -1,0 +1,83 @@
+"""``botvision doctor``: is everything installed as it should be, and what to do if not?
+
+Imports nothing heavy at the top: a broken installation is what it is there to describe.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+
+from botvision.errors import UserError
+
+_PACKAGES = (
+    "botvision",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "faster-coco-eval",
+    "jsonargparse",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
+
+
+def doctor() -> None:
+    """Print versions and devices, and try torchvision's operators.
+
+    Raises:
+        UserError: something does not work; says what to do.
+    """
+    print(f"{'python':18}{platform.python_version()}  {platform.platform()}")
+    missing = []
+    for package in _PACKAGES:
+        try:
+            print(f"{package:18}{importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{package:18}missing")
+            missing.append(package)
+    if missing:
+        raise UserError(f"not installed: {', '.join(missing)}; run `pip install botvision`")
+    _check_operators()
+    _print_devices()
+    print("all is well")
+
+
+def _check_operators() -> None:
+    mend = (
+        "torch and torchvision are not a matching pair; run "
+        "`pip install --force-reinstall torch torchvision`"
+    )
+    try:
+        import torch
+        import torchvision
+        from torchvision.ops import nms
+
+        kept = nms(torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 3]]), torch.tensor([0.9, 0.8]), 0.5)
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"torchvision's operators do not load ({first}): {mend}") from error
+    if kept.tolist() != [0]:
+        raise UserError(f"torchvision's non-maximum suppression gives {kept.tolist()}: {mend}")
+    print(
+        f"{'operators':18}torchvision {torchvision.__version__} on torch {torch.__version__}: work"
+    )
+
+
+def _print_devices() -> None:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{'cpu':18}{cores} cores, {torch.get_num_threads()} threads")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            print(f"{f'cuda:{index}':18}{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
+    elif torch.version.cuda is not None and sys.platform != "darwin":
+        print(f"{'cuda':18}no GPU that torch can use (it was built for CUDA {torch.version.cuda})")
+    if torch.backends.mps.is_available():
+        print(f"{'mps':18}available")

@@ -1,0 +1,86 @@
+"""``botvision eval``: COCO metrics of a run on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from botvision.config import Device
+from botvision.data.coco import find_splits, load_split
+from botvision.data.loading import FittedImages, eval_loader, worker_count
+from botvision.data.sources import open_data
+from botvision.errors import UserError
+from botvision.evaluation.callback import CocoEvaluation
+from botvision.evaluation.coco import Metrics
+from botvision.evaluation.report import print_metrics, write_results
+from botvision.training.module import DetectorInference
+from botvision.training.run import RunFolder
+from botvision.training.saved import load_model
+from botvision.training.trainer import evaluation_trainer, resolve_device
+
+
+def evaluate(
+    run: Path,
+    data: str,
+    *,
+    split: str | None = None,
+    max_detections: int | None = None,
+    device: Device = "auto",
+    workers: int = -1,
+    out: Path | None = None,
+    console: Console | None = None,
+) -> Metrics:
+    """Evaluate a run in float32 and write ``metrics.json`` and ``predictions/results.json``.
+
+    Classes are matched by name, so the annotation file may number them differently.
+
+    Args:
+        run: run folder, or its ``best.safetensors``.
+        data: COCO folder, archive or built-in set.
+        split: by default ``val``, else ``test``, else the only one.
+        max_detections: kept an image; the run's own number by default.
+        device: where to run.
+        workers: processes that load images; -1 chooses.
+        out: folder to write to; the run folder by default.
+        console: where to say what happens; the terminal by default.
+
+    Raises:
+        UserError: no such run, data or split, or not one class in common.
+    """
+    console = console or Console()
+    device = resolve_device(device)
+    detector, card = load_model(run)
+    splits = find_splits(open_data(data))
+    if split is None:
+        split = next(name for name in ("val", "test", *splits) if name in splits)
+    if split not in splits:
+        raise UserError(f"--split {split}: {data} has only {', '.join(splits)}")
+    coco = load_split(splits[split])
+    console.print(coco.summary(), highlight=False, soft_wrap=True)
+    if max_detections is not None:
+        if max_detections < 1:
+            raise UserError(f"--max-detections {max_detections}: give at least 1")
+        detector.roi_heads.detections_per_img = max_detections
+    evaluation = CocoEvaluation(
+        coco,
+        card.categories,
+        masks=card.task == "segmentation",
+        max_detections=max_detections or card.detector.max_detections,
+    )
+    if str(evaluation.labels):
+        console.print(str(evaluation.labels), highlight=False, soft_wrap=True)
+    loader = eval_loader(
+        FittedImages(coco, card.image_size),
+        batch_size=1,
+        workers=worker_count(workers, device != "cpu"),
+    )
+    evaluation_trainer(device, [evaluation]).validate(
+        DetectorInference(detector), loader, verbose=False
+    )
+    folder = RunFolder(out or (run if run.is_dir() else run.parent))
+    write_results(folder.predictions, evaluation.results)
+    folder.write_metrics({"split": split, "images": len(coco), **evaluation.metrics})
+    print_metrics(console, evaluation.metrics)
+    console.print(f"written to {folder.metrics}", highlight=False, soft_wrap=True)
+    return evaluation.metrics

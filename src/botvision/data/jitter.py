@@ -1,0 +1,162 @@
+"""Large-scale jitter: a random scale, crop and flip of an image with its boxes and masks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import mask as coco_mask
+from numpy.typing import NDArray
+from PIL import Image
+
+from botvision.data.rle import decode_columns
+from botvision.errors import UserError
+
+# Polygons as lists of x, y, x, y, ... in pixels, or COCO's compressed RLE.
+Segmentation = list[list[float]] | dict[str, Any]
+# Top and left in the view, and the uint8 (h, w) mask of that part of it.
+_Patch = tuple[int, int, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of an image that is seen, the size it is seen at, and whether it is mirrored.
+
+    Coordinates are those of pixel edges: an image of width w spans 0 to w.
+    """
+
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the part that is seen, in pixels of the image."""
+    height: int
+    width: int
+    flip: bool = False
+
+    @property
+    def _origin(self) -> NDArray[np.float64]:
+        return np.array(self.box[:2])
+
+    @property
+    def _scale(self) -> NDArray[np.float64]:
+        left, top, right, bottom = self.box
+        return np.array([self.width / (right - left), self.height / (bottom - top)])
+
+    def image(self, image: Image.Image) -> Image.Image:
+        """Crop and resize `image` in one step, bilinear with anti-aliasing."""
+        seen = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=self.box)
+        return seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else seen
+
+    def boxes(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Boxes (n, 4), xyxy in pixels of the image, as xyxy in pixels of the view, clipped."""
+        seen = (boxes.reshape(-1, 2, 2) - self._origin) * self._scale
+        seen = np.clip(seen, 0, [self.width, self.height]).reshape(-1, 4)
+        if self.flip:
+            seen[:, [0, 2]] = self.width - seen[:, [2, 0]]
+        return seen
+
+    def masks(
+        self, segmentations: Sequence[Segmentation]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Masks of the view, 0 or 1, (m, height, width), and which of the n segmentations they are.
+
+        The second array, (n,), is False for a segmentation with no pixel in the view, whose mask is
+        left out. Polygons are moved as coordinates and drawn at the size of the view; RLEs are
+        decoded and resized one at a time around the object, bilinearly, and cut at one half.
+        """
+        patches = [
+            self._polygon_patch(s) if isinstance(s, list) else self._rle_patch(s)
+            for s in segmentations
+        ]
+        visible = np.array([patch is not None for patch in patches], dtype=np.bool_)
+        masks = np.zeros((int(visible.sum()), self.height, self.width), dtype=np.uint8)
+        for mask, (top, left, patch) in zip(masks, filter(None, patches), strict=True):
+            height, width = patch.shape
+            if self.flip:
+                left, patch = self.width - left - width, patch[:, ::-1]
+            mask[top : top + height, left : left + width] = patch
+        return masks, visible
+
+    def _polygon_patch(self, parts: list[list[float]]) -> _Patch | None:
+        points = [(np.reshape(p, (-1, 2)) - self._origin) * self._scale for p in parts]
+        rle = coco_mask.merge(
+            coco_mask.frPyObjects([p.ravel().tolist() for p in points], self.height, self.width)
+        )
+        left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+        patch = decode_columns(rle, left, left + width)[top : top + height]
+        return (top, left, patch) if patch.size else None
+
+    def _rle_patch(self, rle: dict[str, Any]) -> _Patch | None:
+        bounds = coco_mask.toBbox(rle)
+        low, high = bounds[:2], bounds[:2] + bounds[2:]
+        # The pixels of the view that the object's bounding box touches.
+        first = np.maximum(np.floor((low - self._origin) * self._scale), 0)
+        last = np.minimum(np.ceil((high - self._origin) * self._scale), [self.width, self.height])
+        if (first >= last).any():
+            return None
+        image_size = np.array(rle["size"][::-1])
+        start = first / self._scale + self._origin
+        stop = np.minimum(last / self._scale + self._origin, image_size)
+        # The filter reaches this far beyond the pixels that it resizes.
+        reach = np.maximum(1, 1 / self._scale)
+        x0, y0 = np.maximum(np.floor(start - reach), 0).astype(int).tolist()
+        x1, y1 = np.minimum(np.ceil(stop + reach), image_size).astype(int).tolist()
+        piece = Image.fromarray(decode_columns(rle, x0, x1)[y0:y1] * np.uint8(255))
+        resized = piece.resize(
+            (last - first).astype(int).tolist(),
+            Image.Resampling.BILINEAR,
+            box=(start[0] - x0, start[1] - y0, stop[0] - x0, stop[1] - y0),
+        )
+        patch = (np.asarray(resized) >= 128).astype(np.uint8)
+        return (int(first[1]), int(first[0]), patch) if patch.any() else None
+
+
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Scale jitter as in the paper's detection code base.
+
+    s is drawn uniformly from `scale`; the image is fitted, keeping its aspect ratio, inside a box
+    of s times `size`; where it is then larger than `size`, a random crop of `size` is taken; with
+    `flip`, half of the images are mirrored.
+
+    Where the image is smaller than `size` it stays smaller. The model pads with zeros on the right
+    and at the bottom after normalisation; zeros before it would be black, not the mean colour.
+
+    Raises UserError unless 0 < scale[0] <= scale[1] and `size` is positive.
+    """
+
+    size: int | tuple[int, int]
+    """Pixels: the side of a square, or (height, width)."""
+    scale: tuple[float, float] = (0.8, 1.25)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 < self.scale[0] <= self.scale[1] or min(self._size) < 1:
+            raise UserError(
+                f"scale jitter {self.scale} at image size {self.size}: give a positive size and "
+                "two scales, the smaller first, such as 0.1 and 2.0"
+            )
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def sample(self, rng: np.random.Generator, height: int, width: int) -> View:
+        """Draw the view of an image of `height` by `width` pixels; never larger than `size`."""
+        s = rng.uniform(*self.scale)
+        fit = min(
+            max(round(s * limit), 1) / side
+            for limit, side in zip(self._size, (height, width), strict=True)
+        )
+        top, bottom, seen_height = _crop(rng, height, fit, self._size[0])
+        left, right, seen_width = _crop(rng, width, fit, self._size[1])
+        flip = self.flip and bool(rng.random() < 0.5)
+        return View((left, top, right, bottom), seen_height, seen_width, flip)
+
+
+def _crop(rng: np.random.Generator, side: int, fit: float, limit: int) -> tuple[float, float, int]:
+    """Along one side of the image: where the view starts and ends in it, and the view's pixels."""
+    scaled = max(round(side * fit), 1)
+    seen = min(scaled, limit)
+    offset = int(rng.integers(0, scaled - seen, endpoint=True))
+    start = offset * side / scaled
+    return start, min((offset + seen) * side / scaled, side), seen

@@ -1,0 +1,133 @@
+"""Batches: in training a function of seed and step alone, in evaluation each image once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from botvision.data.coco import CocoData, CocoDataset
+from botvision.data.images import open_image
+from botvision.data.jitter import View
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class StepBatches(Sampler[list[tuple[int, int]]]):
+    """The keys (epoch, index) of each step's images, from step ``start`` on.
+
+    The run is one stream of samples, shuffled anew each epoch by (seed, epoch) and cut into
+    batches, so a batch may end one epoch and begin the next and no image is left out. What a step
+    trains on is a function of seed and step, wherever an interrupted run starts again.
+    """
+
+    def __init__(self, images: int, batch_size: int, steps: int, *, seed: int, start: int) -> None:
+        """Take the size of the data and of the run."""
+        self.images, self.batch_size, self.steps = images, batch_size, steps
+        self.seed, self.start = seed, start
+
+    def __len__(self) -> int:
+        """Count the run's steps, those before ``start`` included."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the keys of each batch from step ``start`` on."""
+        order: NDArray[np.int64] = np.empty(0, np.int64)
+        shuffled = -1
+        for step in range(self.start, self.steps):
+            keys = []
+            for sample in range(step * self.batch_size, (step + 1) * self.batch_size):
+                epoch, position = divmod(sample, self.images)
+                if epoch != shuffled:
+                    order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
+                    shuffled = epoch
+                keys.append((epoch, int(order[position])))
+            yield keys
+
+
+class FittedImages(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Whole images as a detector sees them: the longer side resized to ``size``, nothing cut.
+
+    An item is a uint8 image (3, h, w) and a dict of int64 ``image_id`` () and ``original_size``
+    (2,): height and width of the file's image, for which results are wanted.
+    """
+
+    def __init__(self, data: CocoData, size: int) -> None:
+        """Take a split and the longer side in pixels."""
+        self.data, self.size = data, size
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Read and fit one image; raises UserError as ``open_image``."""
+        annotations = self.data.annotations
+        width, height = annotations.sizes[index].tolist()
+        image = open_image(self.data.image_path(index), (width, height))
+        return to_tensor(fit_image(image, self.size)), {
+            "image_id": torch.tensor(annotations.image_ids[index]),
+            "original_size": torch.tensor([height, width]),
+        }
+
+
+def fit_image(image: Image.Image, size: int) -> Image.Image:
+    """Resize so that the longer side has ``size`` pixels, as the jitter does at scale 1."""
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return View((0, 0, image.width, image.height), height, width).image(image)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> uint8 (3, h, w)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
+    """Lists, since images and instances differ in size and number."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+def train_loader(
+    dataset: CocoDataset,
+    *,
+    batch_size: int,
+    steps: int,
+    start: int = 0,
+    seed: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[tuple[Tensor, dict[str, Tensor]]]:
+    """Batches of the steps ``start`` to ``steps`` of a run; its length is the whole run's."""
+    batches = StepBatches(len(dataset), batch_size, steps, seed=seed, start=start)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+    )
+
+
+def eval_loader(
+    dataset: FittedImages, *, batch_size: int, workers: int = 0
+) -> DataLoader[tuple[Tensor, dict[str, Tensor]]]:
+    """Every image once, in the order of the file."""
+    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+
+
+def worker_count(workers: int, accelerated: bool) -> int:
+    """Resolve ``-1``: all cores but one (8 at most) beside an accelerator, else none.
+
+    On a CPU the training itself uses every core, and a process beside it only slows both.
+    """
+    if workers >= 0:
+        return workers
+    return min(8, max(1, (os.cpu_count() or 2) - 1)) if accelerated else 0

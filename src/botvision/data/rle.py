@@ -1,0 +1,45 @@
+"""COCO's compressed run-length encoding of masks, decoded only where it is needed.
+
+The libraries decode whole masks: for 400 small objects in an image of 1400 pixels that takes most
+of a second, and a few columns of each a few hundredths.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
+    """Lengths of the runs of 0 and 1, in turn, down the columns of the mask.
+
+    A number is written in groups of five bits, the lowest first, as the characters from "0" on; 32
+    marks that a group follows, 16 in the last one a negative number. From the fourth number on it
+    is the difference to the number two before.
+
+    Raises ValueError if `counts` is not such a string.
+    """
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    groups = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
+    if len(groups) == 0:
+        return groups
+    last = groups & 32 == 0
+    if groups.min() < 0 or groups.max() > 63 or not last[-1]:
+        raise ValueError("the RLE's counts are not COCO's compressed form")
+    stops = np.flatnonzero(last) + 1
+    starts = np.concatenate([[0], stops[:-1]])
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, stops - starts))
+    runs = np.add.reduceat((groups & 31) << shifts, starts)
+    runs -= np.where(groups[last] & 16, 1 << (shifts[last] + 5), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def decode_columns(rle: dict[str, Any], start: int, stop: int) -> NDArray[np.uint8]:
+    """Columns `start` to `stop`, exclusive, of a mask: (height, stop - start), 0 or 1."""
+    height = rle["size"][0]
+    ends = np.cumsum(run_lengths(rle["counts"])) - start * height
+    runs = np.diff(np.clip(ends, 0, (stop - start) * height), prepend=0)
+    pixels = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
+    return pixels.reshape(stop - start, height).T

@@ -1,0 +1,92 @@
+"""Any timm model that gives a feature pyramid, and the pyramid network p2 to p6 on it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+from timm.layers.norm_act import freeze_batch_norm_2d
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from botvision.config import Norm
+from botvision.errors import UserError
+from botvision.models import create_model, list_models
+
+
+class PyramidBackbone(nn.Module):
+    """``body`` (c2 to c5) and ``fpn`` (p2 to p6), as Detectron has them (paper, section 4).
+
+    The pyramid's convolutions have batch norm, as in the paper's code base, unless the body's is
+    frozen: a fresh layer has no statistics worth freezing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        *,
+        channels: int,
+        norm: Norm,
+        model_args: Mapping[str, Any],
+    ) -> None:
+        """Make the backbone.
+
+        Args:
+            name: a model of botvision or of timm.
+            image_size: side of the square input, pixels.
+            channels: of every pyramid level.
+            norm: ``"plain"`` batch norm, ``"sync"`` (the trainer synchronises it over processes),
+                or ``"frozen"`` (statistics and affine parameters stay as loaded).
+            model_args: further options of the model.
+
+        Raises:
+            UserError: the model gives no pyramid of strides 4 to 32 in NCHW layout.
+        """
+        super().__init__()
+        if name in list_models():
+            # An object keeps its size in cells, whatever the size of the picture around it.
+            model_args = {"table_resize": "slice", **model_args}
+        try:
+            body: Any = create_model(
+                name,
+                image_size=image_size,
+                features_only=True,
+                out_indices=(-4, -3, -2, -1),
+                **model_args,
+            )
+        except (RuntimeError, AssertionError, IndexError) as error:
+            raise UserError(
+                f"--model {name}: cannot be built with a feature pyramid of four levels ({error}); "
+                "give a convolutional or hierarchical model such as resnet50"
+            ) from error
+        strides = body.feature_info.reduction()
+        if strides[0] != 4 or getattr(body, "output_fmt", "NCHW") != "NCHW":
+            raise UserError(
+                f"--model {name}: gives features at strides {strides}, not from 4 on in NCHW "
+                "layout; give a convolutional model such as resnet50"
+            )
+        if norm == "frozen":
+            body = freeze_batch_norm_2d(body)  # type: ignore[no-untyped-call]
+        self.body = body
+        norm_layer: Callable[..., nn.Module] | None = None if norm == "frozen" else nn.BatchNorm2d
+        self.fpn = FeaturePyramidNetwork(
+            body.feature_info.channels(),
+            channels,
+            extra_blocks=LastLevelMaxPool(),
+            norm_layer=norm_layer,
+        )
+        self.strides: list[int] = strides
+        self.out_channels = channels
+        cfg = timm.get_pretrained_cfg(name) or PretrainedCfg()
+        self.mean: tuple[float, ...] = cfg.mean
+        self.std: tuple[float, ...] = cfg.std
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        """(B, 3, S, S) -> levels "0" to "3" (p2 to p5) and "pool" (p6)."""
+        features = OrderedDict((str(i), f) for i, f in enumerate(self.body(x)))
+        levels: OrderedDict[str, Tensor] = self.fpn(features)
+        return levels

@@ -1,0 +1,150 @@
+"""Mask R-CNN and Faster R-CNN from torchvision's parts, on a fixed square canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from botvision.config import DetectorConfig, Norm, Task
+from botvision.detection.backbone import PyramidBackbone
+
+Target = dict[str, Tensor]
+
+
+class FixedCanvas(nn.Module):
+    """Normalise, then pad with zeros on the right and at the bottom to a square of one size.
+
+    As the paper's code base: every image of every batch lies on the same canvas, so what the
+    attention sees never depends on the other images of the batch. Stands where torchvision has
+    its ``GeneralizedRCNNTransform``, without resizing: images come as large as they shall be seen.
+    """
+
+    def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Keep the side of the canvas in pixels, and the mean and std of pixels in [0, 1]."""
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None] * 255, persistent=False)
+
+    def forward(
+        self, images: list[Tensor], targets: list[Target] | None = None
+    ) -> tuple[ImageList, list[Target] | None]:
+        """uint8 images (3, h, w), h and w at most ``size``, on a canvas (B, 3, size, size).
+
+        Raises:
+            ValueError: an image is larger than the canvas.
+        """
+        canvas = torch.zeros(
+            (len(images), 3, self.size, self.size), device=images[0].device
+        ).contiguous(memory_format=torch.channels_last)
+        for image, place in zip(images, canvas, strict=True):
+            height, width = image.shape[-2:]
+            if max(height, width) > self.size:
+                raise ValueError(f"an image of {height}x{width} exceeds the canvas of {self.size}")
+            place[:, :height, :width] = (image - self.mean) / self.std
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        return ImageList(canvas, sizes), targets
+
+    def postprocess(
+        self, result: list[Target], image_shapes: Any, original_image_sizes: Any
+    ) -> list[Target]:
+        """Leave boxes in canvas pixels and masks at 28x28: evaluation pastes them one by one."""
+        return result
+
+
+def build_detector(
+    model: str,
+    num_classes: int,
+    image_size: int,
+    *,
+    task: Task = "segmentation",
+    norm: Norm = "plain",
+    config: DetectorConfig | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> MaskRCNN | FasterRCNN:
+    """Mask R-CNN (``task="segmentation"``) or Faster R-CNN (``"detection"``) on p2 to p6.
+
+    Args:
+        model: backbone, a name of botvision or of timm.
+        num_classes: object classes, without the background.
+        image_size: side of the square input, pixels; a multiple of 32.
+        task: with or without masks.
+        norm: batch norm of the backbone and the pyramid, see :class:`PyramidBackbone`.
+        config: the detector's numbers; the paper's code base's by default.
+        model_args: further options of the backbone.
+
+    Returns:
+        A module that in training takes uint8 images (3, h, w) and torchvision's targets and gives
+        its dict of losses, and otherwise gives per image ``boxes`` (n, 4) xyxy in pixels of the
+        image as it came in, ``labels`` (n,), ``scores`` (n,) and ``masks`` (n, 1, 28, 28),
+        probabilities inside the box.
+
+    Raises:
+        UserError: the backbone gives no feature pyramid.
+    """
+    config = config or DetectorConfig()
+    backbone = PyramidBackbone(
+        model, image_size, channels=config.fpn_channels, norm=norm, model_args=model_args or {}
+    )
+    anchors = AnchorGenerator(
+        tuple((size,) for size in config.anchor_sizes),
+        (tuple(config.anchor_ratios),) * len(config.anchor_sizes),
+    )
+    channels = config.fpn_channels
+    parts: dict[str, Any] = {
+        "rpn_anchor_generator": anchors,
+        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0]),
+        "rpn_pre_nms_top_n_train": config.rpn_pre_nms[0],
+        "rpn_pre_nms_top_n_test": config.rpn_pre_nms[1],
+        "rpn_post_nms_top_n_train": config.rpn_post_nms[0],
+        "rpn_post_nms_top_n_test": config.rpn_post_nms[1],
+        "rpn_batch_size_per_image": config.rpn_samples,
+        "box_roi_pool": _roi_align(backbone.strides, 7),
+        "box_head": TwoMLPHead(channels * 7 * 7, config.box_head_dim),
+        "box_predictor": FastRCNNPredictor(config.box_head_dim, num_classes + 1),
+        "box_batch_size_per_image": config.roi_samples,
+        "box_score_thresh": config.score_threshold,
+        "box_nms_thresh": config.nms_threshold,
+        "box_detections_per_img": config.max_detections,
+    }
+    if task == "segmentation":
+        detector: MaskRCNN | FasterRCNN = MaskRCNN(
+            backbone,
+            mask_roi_pool=_roi_align(backbone.strides, 14),
+            mask_head=MaskRCNNHeads(
+                channels, (config.mask_channels,) * config.mask_convs, dilation=1
+            ),
+            mask_predictor=MaskRCNNPredictor(
+                config.mask_channels, config.mask_channels, num_classes + 1
+            ),
+            **parts,
+        )
+    else:
+        detector = FasterRCNN(backbone, **parts)
+    detector.transform = FixedCanvas(image_size, backbone.mean, backbone.std)
+    return detector
+
+
+def _roi_align(strides: list[int], output_size: int) -> MultiScaleRoIAlign:
+    """RoIAlign over p2 to p5 with the pyramid's true strides.
+
+    torchvision infers them from the unpadded size of the first images that it sees, which on a
+    padded canvas gives wrong scales.
+    """
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(strides))], output_size, sampling_ratio=2)
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = LevelMapper(k_min=2, k_max=len(strides) + 1)
+    return pool

@@ -1,0 +1,89 @@
+"""COCO evaluation inside Lightning's validation loop, in training and on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch import Callback
+
+from botvision.data.categories import Categories
+from botvision.data.coco import CocoData
+from botvision.data.loading import Batch
+from botvision.evaluation.coco import Metrics, coco_metrics, image_results, load_ground_truth
+from botvision.evaluation.labels import LabelMap
+
+
+class CocoEvaluation(Callback):
+    """Collects detections over a validation run and computes COCO's metrics at its end.
+
+    ``results`` and ``metrics`` hold the last run's. In training ``on_metrics`` is called with the
+    step, the metrics and whether their main AP is the best so far; the best survives a resume.
+    """
+
+    def __init__(
+        self,
+        data: CocoData,
+        categories: Categories,
+        *,
+        masks: bool,
+        max_detections: int,
+        on_metrics: Callable[[int, Metrics, bool], None] | None = None,
+    ) -> None:
+        """Read the annotations of ``data``; ``categories`` are the model's."""
+        self.labels = LabelMap.between(categories, data)
+        self.truth = load_ground_truth(data.annotations.file)
+        self.masks = masks
+        self.max_detections = max_detections
+        self.on_metrics = on_metrics
+        self.best = -1.0
+        self.results: list[dict[str, Any]] = []
+        self.metrics: Metrics = {}
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget the last run."""
+        self.results = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Bring a batch's detections to the size of the files' images and to COCO's format."""
+        for image, target, detection in zip(*batch, outputs["detections"], strict=True):
+            height, width = target["original_size"].tolist()
+            seen = torch.tensor([image.shape[-1], image.shape[-2]])
+            scale = torch.tensor([width, height]) / seen
+            size = (height, width)
+            for result in image_results(detection, int(target["image_id"]), scale, size):
+                category = self.labels.category_of.get(result["category_id"])
+                if category is not None:
+                    self.results.append({**result, "category_id": category})
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Compute the metrics."""
+        self.metrics = coco_metrics(
+            self.truth,
+            [dict(result) for result in self.results],
+            masks=self.masks,
+            max_detections=self.max_detections,
+        )
+        ap = self.metrics["segm" if self.masks else "bbox"]["AP"]
+        best = ap > self.best
+        self.best = max(self.best, ap)
+        if self.on_metrics is not None:
+            self.on_metrics(trainer.global_step, self.metrics, best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the best AP in checkpoints."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best AP back from a checkpoint."""
+        self.best = state_dict["best"]

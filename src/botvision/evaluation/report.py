@@ -1,0 +1,53 @@
+"""Metrics for people, results for other tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from botvision.evaluation.coco import Metrics
+
+_TITLES = {"bbox": "box", "segm": "mask"}
+# Longer lists of classes are left to metrics.json.
+_CLASSES_SHOWN = 20
+
+
+def write_results(folder: Path, results: list[dict[str, Any]]) -> Path:
+    """Write ``results.json`` in COCO's result format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    path.write_text(json.dumps(results), encoding="utf-8")
+    return path
+
+
+def print_metrics(console: Console, metrics: Metrics) -> None:
+    """Print a table of AP by IoU and size, and one of the classes if they are few."""
+    kinds = [kind for kind in _TITLES if kind in metrics]
+    table = Table()
+    table.add_column("")
+    names = list(metrics[kinds[0]])
+    for name in names:
+        table.add_column(name, justify="right")
+    for kind in kinds:
+        table.add_row(_TITLES[kind], *(_number(metrics[kind][name]) for name in names))
+    console.print(table)
+    classes = metrics["per_class"]
+    if not 1 < len(classes) <= _CLASSES_SHOWN:
+        return
+    table = Table()
+    table.add_column("class")
+    for kind in kinds:
+        table.add_column(f"{_TITLES[kind]} AP", justify="right")
+        table.add_column(f"{_TITLES[kind]} AP50", justify="right")
+    for name, values in classes.items():
+        cells = [_number(values[kind][key]) for kind in kinds for key in ("AP", "AP50")]
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def _number(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"

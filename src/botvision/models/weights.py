@@ -1,0 +1,96 @@
+"""An ImageNet ResNet's weights into everything but the attention (paper, section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from botvision.attention import RelativeAttention2d
+from botvision.errors import UserError
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What became of a weights file: names of the model's or the file's tensors."""
+
+    file: Path
+    loaded: list[str]
+    new: list[str]
+    ignored: list[str]
+
+    def __str__(self) -> str:
+        """Three short lines: loaded, new and ignored."""
+        return (
+            f"weights of {self.file.name}: {len(self.loaded)} tensors loaded\n"
+            f"  new, drawn at random: {', '.join(self.new) or 'none'}\n"
+            f"  in the file, not used: {', '.join(self.ignored) or 'none'}"
+        )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` or a ``weights_only`` PyTorch file, by name.
+
+    Raises:
+        UserError: the file is missing, is neither, or holds no tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            state: object = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a readable weights file ({error})".splitlines()[0]) from error
+    except Exception as error:  # pickle.UnpicklingError and what a broken pickle may raise
+        raise UserError(
+            f"{path}: not a safetensors or weights_only PyTorch file; save model.state_dict() alone"
+        ) from error
+    for key in ("state_dict", "model", "model_state"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds no state dict; save model.state_dict()")
+    tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors; save model.state_dict()")
+    return tensors
+
+
+def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
+    """Load a ResNet of timm or torchvision into a backbone with the same body.
+
+    The attention stays as it was drawn, and so does a classifier of another size; every other
+    tensor of the model must be in the file with its shape.
+
+    Args:
+        model: a BoTNet or ResNet, whole or ``features_only``.
+        path: ``.safetensors``, or a PyTorch file that ``torch.load(weights_only=True)`` accepts.
+
+    Raises:
+        UserError: an unreadable file, or weights of another architecture; the model is unchanged.
+    """
+    path = Path(path)
+    tensors = read_weights(path)
+    attention = tuple(
+        f"{name}." for name, m in model.named_modules() if isinstance(m, RelativeAttention2d)
+    )
+    own = model.state_dict()
+    fits = {n: tensors[n] for n in own if n in tensors and tensors[n].shape == own[n].shape}
+    new = [n for n in own if n not in fits and not n.endswith("num_batches_tracked")]
+    missing = [n for n in new if not n.startswith((*attention, "fc."))]
+    if missing:
+        name = missing[0]
+        found = f"is {tuple(tensors[name].shape)} there" if name in tensors else "is not there"
+        raise UserError(
+            f"{path}: not the weights of this architecture: {name} {tuple(own[name].shape)} "
+            f"{found} ({len(missing)} such tensors); give a ResNet of the same depth and width"
+        )
+    model.load_state_dict(fits, strict=False)
+    ignored = [n for n in tensors if n not in fits and not n.endswith("num_batches_tracked")]
+    return WeightsReport(path, list(fits), new, ignored)

@@ -1,0 +1,1 @@
+"""Training: the Lightning module, the schedule, checkpoints and the saved model."""

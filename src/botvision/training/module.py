@@ -1,0 +1,87 @@
+"""One training step of a detector, and its optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm import optim as timm_optim
+from torch import Tensor, nn
+
+from botvision.config import TrainConfig
+from botvision.data.loading import Batch
+from botvision.errors import UserError
+from botvision.training.schedule import learning_rate_factor
+
+
+class DetectorInference(L.LightningModule):
+    """A detector under Lightning's validation loop."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        """Take the detector."""
+        super().__init__()
+        self.detector = detector
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Detect: {"detections": one dict an image}, boxes in pixels of the images as they came."""
+        return {"detections": self.detector(batch[0])}
+
+
+class DetectorModule(DetectorInference):
+    """A detector in training: losses, the stop on a non-finite one, optimiser and schedule."""
+
+    def __init__(
+        self, detector: nn.Module, config: TrainConfig, steps: int, file_of: Mapping[int, str]
+    ) -> None:
+        """Take the detector, the settings, the run's steps, and the images' files by id."""
+        super().__init__(detector)
+        self.config = config
+        self.steps = steps
+        self.file_of = file_of
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed what is random inside the model by the step, so that a resumed run draws alike."""
+        sequence = np.random.SeedSequence((self.config.seed, self.global_step, self.global_rank))
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Sum the detector's losses of a batch.
+
+        Raises:
+            UserError: the loss is not finite; names the images of the batch.
+        """
+        images, targets = batch
+        losses: dict[str, Tensor] = self.detector(images, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            files = ", ".join(self.file_of[int(target["image_id"])] for target in targets)
+            parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+            raise UserError(
+                f"the loss is not finite at step {self.global_step} ({parts}) on the images "
+                f"{files}; look at their boxes, lower --lr, or set --clip-norm"
+            )
+        return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD or AdamW, decaying the weights of convolutions and linear layers alone."""
+        config = self.config
+        tables = {n for n, _ in self.detector.named_parameters() if ".pos_embed." in n}
+        groups = timm_optim.param_groups_weight_decay(  # type: ignore[attr-defined]
+            self.detector, config.weight_decay, no_weight_decay_list=tables
+        )
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, config.peak_lr, momentum=config.momentum)
+        else:
+            optimizer = torch.optim.AdamW(groups, config.peak_lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, self.steps, config)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }

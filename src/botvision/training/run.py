@@ -1,0 +1,107 @@
+"""The run folder: settings, events, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import torchvision
+import yaml
+
+import botvision
+from botvision.config import TrainConfig
+from botvision.errors import UserError
+
+
+class RunFolder:
+    """Paths and files of one run; see ``docs`` for the layout that other tools rely on."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the folder's path, whether it exists or not."""
+        self.path = path
+        self.config = path / "config.yaml"
+        self.events = path / "metrics.jsonl"
+        self.metrics = path / "metrics.json"
+        self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.weights = path / "best.safetensors"
+        self.plots = path / "plots"
+        self.predictions = path / "predictions"
+
+    def begin(self, *, resume: bool) -> int:
+        """Make the folder, or find where its run stopped; returns the step to go on from.
+
+        Raises:
+            UserError: it holds a run already and ``resume`` is not wanted.
+        """
+        if not resume and self.events.exists():
+            raise UserError(
+                f"{self.path}: holds a run already; add --resume to continue it, or give another "
+                "--out"
+            )
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        step = 0
+        if self.checkpoint.exists():
+            try:
+                step = int(
+                    torch.load(self.checkpoint, map_location="cpu", mmap=True, weights_only=False)[
+                        "global_step"
+                    ]
+                )
+            except (RuntimeError, KeyError, EOFError, OSError) as error:
+                raise UserError(
+                    f"{self.checkpoint}: not a readable checkpoint ({error}); delete it to start "
+                    "the run again"
+                ) from error
+        self._forget_after(step)
+        return step
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the events that came after the checkpoint: they will come again."""
+        if not self.events.exists():
+            return
+        kept = []
+        for line in self.events.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:  # cut off by the kill
+                continue
+            if event["step"] <= step:
+                kept.append(line + "\n")
+        self.events.write_text("".join(kept), encoding="utf-8")
+
+    def write_config(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
+        """Write all settings, what was resolved from them, and the versions that ran."""
+        versions = {
+            "botvision": botvision.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+            "lightning": lightning.__version__,
+        }
+        content = {**_plain(asdict(config)), "resolved": resolved, "versions": versions}
+        self.config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+    def log(self, event: str, step: int, **values: Any) -> None:
+        """Append one event, a line of JSON."""
+        with self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write the last evaluation."""
+        self.metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Only what YAML knows: tuples become lists, paths strings."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,114 @@
+"""Lightning's trainer as this project uses it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+from botvision.config import Device, Precision, TrainConfig
+from botvision.errors import UserError
+from botvision.training.callbacks import ProgressLines
+from botvision.training.run import RunFolder
+
+_PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def resolve_device(device: Device) -> Device:
+    """``"auto"`` is the accelerator that is there, else the CPU.
+
+    Raises:
+        UserError: the device that was asked for is not there.
+    """
+    available: dict[Device, bool] = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[device]:
+        raise UserError(f"--device {device}: not available here; `botvision doctor` says why")
+    return device
+
+
+def resolve_precision(precision: Precision, device: Device) -> Precision:
+    """``"auto"`` is bf16 on CUDA, else 32."""
+    if precision == "auto":
+        return "bf16" if device == "cuda" else "32"
+    return precision
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's hints on topics that this project has settled."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*is not set to `max_epochs`.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def evaluation_trainer(device: Device, callbacks: Sequence[Callback]) -> L.Trainer:
+    """A trainer that only validates, in float32."""
+    quiet_lightning()
+    return L.Trainer(
+        accelerator="gpu" if device == "cuda" else device,
+        devices=1,
+        logger=False,
+        callbacks=[*callbacks],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+
+
+def training_trainer(
+    config: TrainConfig, run: RunFolder, steps: int, callbacks: Sequence[Callback]
+) -> L.Trainer:
+    """A trainer of ``steps`` steps that Lightning sees as one epoch.
+
+    So a checkpoint in the middle of a pass over the data needs no special case: which images come
+    next is a function of the step (``StepBatches``).
+    """
+    quiet_lightning()
+    checkpoints: dict[str, Any] = {
+        "dirpath": run.checkpoint.parent,
+        "filename": run.checkpoint.stem,
+        "enable_version_counter": False,
+    }
+    shown = RichProgressBar() if sys.stderr.isatty() else ProgressLines(steps)
+    return L.Trainer(
+        accelerator="gpu" if config.device == "cuda" else config.device,
+        devices=1,
+        precision=_PRECISIONS[config.precision],
+        max_epochs=-1,
+        max_steps=steps,
+        gradient_clip_val=config.clip_norm or None,
+        val_check_interval=config.eval_steps or None,
+        check_val_every_n_epoch=None if config.eval_steps else 1,
+        num_sanity_val_steps=0,
+        sync_batchnorm=config.norm == "sync",
+        use_distributed_sampler=False,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        callbacks=[
+            *callbacks,
+            shown,
+            ModelCheckpoint(every_n_train_steps=config.checkpoint_steps, **checkpoints),
+            ModelCheckpoint(
+                train_time_interval=timedelta(minutes=config.checkpoint_minutes), **checkpoints
+            ),
+        ],
+    )

@@ -1,0 +1,7 @@
+"""What an instance segmentation run made, as pictures: instances, curves and attention."""
+
+from botvision.visualize.attention import attention_figure
+from botvision.visualize.curves import plot_curves
+from botvision.visualize.overlays import contact_sheet, draw_instances
+
+__all__ = ["attention_figure", "contact_sheet", "draw_instances", "plot_curves"]

@@ -1,0 +1,428 @@
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as oracle
+
+from botvision.data.categories import Categories
+from botvision.data.coco import CocoDataset, find_splits, load_split, merge_categories
+from botvision.data.jitter import LargeScaleJitter
+from botvision.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
+HEIGHT, WIDTH = 40, 60
+# Scales by 1, crops nothing and does not mirror an image of 60 x 40.
+IDENTITY = LargeScaleJitter(60, (1.0, 1.0), flip=False)
+
+
+def annotation(id_, image_id=1, category_id=1, bbox=(10, 10, 20, 20), **more):
+    entry = {"id": id_, "image_id": image_id, "category_id": category_id, "bbox": list(bbox)}
+    return entry | {"segmentation": SQUARE} | more
+
+
+def content(annotations, images=2, categories=((1, "cat"), (2, "dog"))):
+    return {
+        "images": [
+            {"id": i + 1, "file_name": f"{i + 1}.png", "width": WIDTH, "height": HEIGHT}
+            for i in range(images)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in categories],
+    }
+
+
+def write(root, what, name="instances_train", folder="train"):
+    """Write an annotation file and noise images; returns the file."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    file = root / "annotations" / f"{name}.json"
+    file.write_text(json.dumps(what))
+    rng = np.random.default_rng(0)
+    for image in what.get("images", ()):
+        path = root / folder / image["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return file
+
+
+def load(root, what, **where):
+    write(root, what, **where)
+    return load_split(next(iter(find_splits(root).values())))
+
+
+def train_set(data, jitter=IDENTITY, **more):
+    return CocoDataset(data, data.categories, jitter=jitter, **more)
+
+
+def without(key, annotations):
+    return [{k: v for k, v in a.items() if k != key} for a in annotations]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["instances_train2017", "instances_val2017", "captions_val2017"], ["train", "val"]),
+        (["instances_train", "extra"], ["train"]),
+        (
+            ["train", "valid", "test-dev", "captions_x", "person_keypoints_x"],
+            ["test", "train", "val"],
+        ),
+        (
+            ["trainval", "panoptic_val", "stuff_val", "image_info_test", "holdout"],
+            ["holdout", "train"],
+        ),
+    ],
+)
+def test_splits_are_found_by_their_file_names(tmp_path, files, expected):
+    for name in files:
+        write(tmp_path, content([]), name)
+    splits = find_splits(tmp_path)
+    assert sorted(splits) == expected
+    for name, split in splits.items():
+        assert split.name == name
+        assert split.annotations.is_file()
+
+
+def test_two_files_of_one_split_are_an_error(tmp_path):
+    write(tmp_path, content([]), "instances_val2014")
+    write(tmp_path, content([]), "instances_val2017")
+    with pytest.raises(UserError, match=r"val2017\.json: is the split 'val' and .*val2014\.json"):
+        find_splits(tmp_path)
+
+
+def test_another_folder_is_told_what_a_coco_folder_is(tmp_path):
+    for root in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match=r"not a folder in COCO format; expected annotations/"):
+            find_splits(root)
+
+
+@pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images", "."])
+def test_images_are_found_in_each_usual_folder(tmp_path, folder):
+    data = load(tmp_path, content([]), name="instances_train2017", folder=folder)
+    assert data.images == tmp_path / folder
+    assert data.image_path(1) == tmp_path / folder / "2.png"
+    assert len(data) == 2
+
+
+def test_file_names_may_have_folders(tmp_path):
+    what = content([])
+    for image, name in zip(what["images"], ["train/a/1.png", "train/b/1.png"], strict=True):
+        image["file_name"] = name
+    data = load(tmp_path, what, folder="images")
+    assert data.images == tmp_path / "images"
+
+
+def test_missing_images_are_counted(tmp_path):
+    write(tmp_path, content([], images=4))
+    split = find_splits(tmp_path)["train"]
+    (tmp_path / "train" / "2.png").unlink()
+    (tmp_path / "train" / "4.png").unlink()
+    with pytest.raises(UserError, match=r"2 of 4 image files are missing, the first is .*2\.png"):
+        load_split(split)
+    (tmp_path / "train" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"first image, 1\.png, is in none of .*train, .*images"):
+        load_split(split)
+
+
+def test_labels_follow_the_order_of_the_ids_whatever_they_are():
+    categories = Categories.from_pairs([(90, "z"), (0, "a"), (7, "m")], "file")
+    assert (categories.ids, categories.names) == ((0, 7, 90), ("a", "m", "z"))
+    assert categories.label_of == {0: 1, 7: 2, 90: 3}
+    assert [categories.name(label) for label in (1, 2, 3)] == ["a", "m", "z"]
+    assert str(categories) == "3 classes (label = id name): 1 = 0 a, 2 = 7 m, 3 = 90 z"
+    assert len(categories) == 3
+    for label in (0, 4):
+        with pytest.raises(IndexError):
+            categories.name(label)
+
+
+def test_a_long_mapping_is_abridged():
+    many = Categories.from_pairs(((i, f"c{i}") for i in range(80)), "file")
+    assert str(many).endswith("8 = 7 c7, ..., 80 = 79 c79")
+
+
+def test_categories_of_splits_are_united(tmp_path):
+    one = load(tmp_path / "a", content([annotation(1, category_id=5)], categories=[(5, "e")]))
+    two = load(tmp_path / "b", content([annotation(1, category_id=0)], categories=[(0, "o")]))
+    united = merge_categories(one, two)
+    assert united == Categories((0, 5), ("o", "e"))
+    labels = [
+        CocoDataset(data, united, jitter=IDENTITY)[0][1]["labels"].tolist() for data in (one, two)
+    ]
+    assert labels == [[2], [1]]
+
+
+def test_contradicting_categories_are_an_error_with_both_files(tmp_path):
+    one = load(tmp_path / "a", content([], categories=[(1, "cat")]))
+    renamed = load(tmp_path / "b", content([], categories=[(1, "dog")]))
+    moved = load(tmp_path / "c", content([], categories=[(2, "cat")]))
+    with pytest.raises(UserError, match=r"b/.*: category 1 is 'dog', but 'cat' in .*/a/"):
+        merge_categories(one, renamed)
+    with pytest.raises(UserError, match=r"c/.*: 'cat' is category 2, but 1 in .*/a/"):
+        merge_categories(one, moved)
+
+
+def test_a_category_that_the_model_lacks_is_an_error(tmp_path):
+    data = load(tmp_path, content([annotation(1, category_id=2)]))
+    with pytest.raises(
+        UserError, match=r"train\.json: category 2 is not among the model's 1 class"
+    ):
+        CocoDataset(data, Categories((1,), ("cat",)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("annotations"), "has no list 'annotations'"),
+        (lambda c: c.update(images={}), "has no list 'images'"),
+        (lambda c: c.update(images=[]), "lists no images"),
+        (lambda c: c.update(categories=[]), "lists no categories"),
+        (lambda c: c["images"][1].pop("height"), r"images\[1\] has no 'height'"),
+        (lambda c: c["images"][1].update(id="x"), r"images\[1\] is malformed"),
+        (lambda c: c["images"][1].update(id=1), "two images have the id 1"),
+        (lambda c: c["categories"][1].update(id=1), "two categories have the id 1"),
+        (lambda c: c["categories"][1].update(name="cat"), "two categories have the name 'cat'"),
+        (lambda c: c["annotations"][0].pop("bbox"), r"annotations\[0\] has no 'bbox'"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"annotations\[0\] is malformed"),
+        (lambda c: c["annotations"].append(None), r"annotations\[1\] is malformed"),
+        (lambda c: c["annotations"][0].update(image_id=9), "annotation 7 has image_id 9, which"),
+        (lambda c: c["annotations"][0].update(category_id=9), "annotation 7 has category_id 9"),
+        (
+            lambda c: c["annotations"][0].update(
+                segmentation={"size": [60, 40], "counts": [0, 2400]}
+            ),
+            r"RLE's size is \[60, 40\], the image's \[40, 60\]",
+        ),
+        (
+            lambda c: c["annotations"][0].update(segmentation={"size": [40, 60], "counts": [3, 4]}),
+            "counts do not add up",
+        ),
+        (
+            lambda c: c["annotations"][0].update(segmentation={"size": [40, 60], "counts": "a b"}),
+            "not COCO's compressed form",
+        ),
+    ],
+)
+def test_a_faulty_file_is_an_error_of_one_line(tmp_path, change, message):
+    what = content([annotation(7)])
+    change(what)
+    file = write(tmp_path, content([]))
+    file.write_text(json.dumps(what))
+    with pytest.raises(UserError, match=message) as error:
+        load_split(find_splits(tmp_path)["train"])
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not JSON"), ("[]", "one JSON object"), ("\x81", "is not JSON")]
+)
+def test_a_file_that_is_not_coco_json_is_an_error(tmp_path, text, message):
+    write(tmp_path, content([])).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=message):
+        load_split(find_splits(tmp_path)["train"])
+
+
+def test_degenerate_annotations_are_left_out_and_counted(tmp_path):
+    empty = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+    annotations = [
+        annotation(1),
+        annotation(2, bbox=(10, 10, 0, 5)),
+        annotation(3, bbox=(10, 10, 5, -1)),
+        annotation(4, bbox=(10, float("nan"), 5, 5)),
+        annotation(5, segmentation=[[1, 2, 3, 4]]),
+        annotation(6, segmentation=[]),
+        annotation(7, segmentation=empty),
+        annotation(8, segmentation=empty | {"counts": []}),
+        annotation(9, segmentation=[[1, 2, 3, 4], *SQUARE], image_id=2),
+        annotation(10, iscrowd=1, segmentation=empty),
+    ]
+    data = load(tmp_path, content(annotations, images=3))
+    assert data.summary() == (
+        "train: 3 images (1 without objects), 2 instances of 1 of 2 classes, 1 crowd region, "
+        "7 degenerate annotations left out"
+    )
+    assert data.has_masks
+    assert [len(train_set(data)[i][1]["boxes"]) for i in range(3)] == [1, 1, 0]
+
+
+def test_crowd_regions_are_no_targets(tmp_path):
+    annotations = [annotation(1, iscrowd=1), annotation(2, iscrowd=0), annotation(3, iscrowd=1)]
+    data = load(tmp_path, content(annotations))
+    assert "1 instance of 1 of 2 classes, 2 crowd regions" in data.summary()
+    assert len(train_set(data)[0][1]["labels"]) == 1
+
+
+def test_a_split_without_any_annotation(tmp_path):
+    data = load(tmp_path, content([]))
+    assert data.summary() == "train: 2 images (2 without objects), 0 instances of 0 of 2 classes"
+    image, target = train_set(data)[1]
+    assert image.shape == (3, HEIGHT, WIDTH)
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].shape == (0,)
+    assert target["labels"].dtype == torch.int64
+    assert target["masks"].shape == (0, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("segmentation", [None, [], "absent"])
+def test_detection_data_has_no_masks(tmp_path, segmentation):
+    annotations = [annotation(i, segmentation=segmentation, area=400) for i in (4, 5)]
+    if segmentation == "absent":
+        annotations = without("segmentation", annotations)
+    crowd = annotation(6, iscrowd=1)
+    data = load(tmp_path, content([*annotations, crowd]))
+    assert not data.has_masks
+    assert "2 instances of 1 of 2 classes without masks, 1 crowd region" in data.summary()
+    target = train_set(data, masks=False)[0][1]
+    assert set(target) == {"boxes", "labels", "image_id"}
+    assert len(target["boxes"]) == 2
+    with pytest.raises(UserError, match=r"train\.json: annotation 4 has no segmentation; add it"):
+        train_set(data)
+
+
+def test_one_annotation_without_the_key_is_named(tmp_path):
+    annotations = [annotation(1), *without("segmentation", [annotation(2)]), annotation(3)]
+    data = load(tmp_path, content(annotations))
+    assert len(train_set(data, masks=False)[0][1]["boxes"]) == 3
+    with pytest.raises(UserError, match="annotation 2 has no segmentation"):
+        train_set(data)
+
+
+def test_every_kind_of_segmentation_gives_the_oracles_mask(tmp_path):
+    rng = np.random.default_rng(0)
+    random_mask = (rng.random((HEIGHT, WIDTH)) < 0.4).astype(np.uint8)
+    compressed = oracle.encode(np.asfortranarray(random_mask))
+    compressed["counts"] = compressed["counts"].decode()
+    runs = np.diff(np.flatnonzero(np.diff(random_mask.ravel(order="F"), prepend=2)), append=2400)
+    runs = runs.tolist() if random_mask[0, 0] == 0 else [0, *runs.tolist()]
+    parts = [[5, 5, 20.5, 7, 11, 30.2], [30, 5, 55, 5, 55, 35, 31, 33.3]]
+    whole = (0, 0, WIDTH, HEIGHT)
+    annotations = [
+        annotation(1, bbox=whole, segmentation=parts),
+        annotation(2, bbox=whole, segmentation=compressed),
+        annotation(3, bbox=whole, segmentation={"size": [HEIGHT, WIDTH], "counts": runs}),
+    ]
+    image, target = train_set(load(tmp_path, content(annotations)))[0]
+    drawn = oracle.decode(oracle.merge(oracle.frPyObjects(parts, HEIGHT, WIDTH)))
+    expected = np.stack([drawn, random_mask, random_mask])
+    assert target["masks"].dtype == torch.uint8
+    np.testing.assert_array_equal(target["masks"].numpy(), expected)
+    stored = np.asarray(Image.open(tmp_path / "train" / "1.png"))
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), stored)
+
+
+def test_boxes_are_xyxy_and_go_with_their_image(tmp_path):
+    annotations = [
+        annotation(1, image_id=2, category_id=2, bbox=(1, 2, 3, 4)),
+        annotation(2, image_id=1, category_id=1, bbox=(5, 6, 50, 30)),
+        annotation(3, image_id=2, category_id=1, bbox=(7, 8, 100, 100)),
+    ]
+    dataset = train_set(load(tmp_path, content(annotations)))
+    assert len(dataset) == 2
+    first, second = dataset[0][1], dataset[1][1]
+    assert first["boxes"].tolist() == [[5, 6, 55, 36]]
+    assert second["boxes"].tolist() == [[1, 2, 4, 6], [7, 8, WIDTH, HEIGHT]]
+    assert second["boxes"].dtype == torch.float32
+    assert (first["labels"].tolist(), second["labels"].tolist()) == ([1], [2, 1])
+    assert (first["image_id"].item(), second["image_id"].item()) == (1, 2)
+    assert second["image_id"].shape == ()
+    assert second["image_id"].dtype == torch.int64
+
+
+def test_instances_under_a_pixel_or_without_a_mask_pixel_are_left_out(tmp_path):
+    annotations = [
+        annotation(1, bbox=(10, 10, 0.9, 20)),
+        annotation(2, bbox=(59.5, 10, 20, 20)),
+        annotation(3, bbox=(200, 10, 20, 20)),
+        annotation(4, segmentation=[[200, 10, 220, 10, 220, 30]]),
+        annotation(5, category_id=2),
+    ]
+    data = load(tmp_path, content(annotations))
+    target = train_set(data)[0][1]
+    assert target["labels"].tolist() == [2]
+    assert len(target["boxes"]) == len(target["masks"]) == 1
+    assert train_set(data, masks=False)[0][1]["labels"].tolist() == [1, 2]
+
+
+def test_evaluation_gives_the_whole_image_and_its_id(tmp_path):
+    dataset = train_set(load(tmp_path, content([annotation(1)])), jitter=None)
+    image, target = dataset[1]
+    assert list(target) == ["image_id"]
+    assert target["image_id"].item() == 2
+    stored = np.asarray(Image.open(tmp_path / "train" / "2.png"))
+    assert image.dtype == torch.uint8
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), stored)
+
+
+def test_an_item_is_a_function_of_seed_epoch_and_index(tmp_path):
+    data = load(tmp_path, content([annotation(1), annotation(2, image_id=2)]))
+    jitter = LargeScaleJitter(32, (0.5, 2.0))
+
+    def pixels(key, seed=0):
+        image, target = train_set(data, jitter, seed=seed)[key]
+        return image.shape, image.numpy().tobytes(), target["boxes"].tolist()
+
+    keys = [(epoch, index) for epoch in range(3) for index in range(2)]
+    expected = {key: pixels(key) for key in keys}
+    assert len({e[1] for e in expected.values()}) == len(keys)
+    dataset = pickle.loads(pickle.dumps(train_set(data, jitter)))
+    for seed, key in enumerate(reversed(keys)):
+        np.random.default_rng(seed)
+        random.seed(seed)
+        torch.manual_seed(seed)
+        image, target = dataset[key]
+        assert (image.shape, image.numpy().tobytes(), target["boxes"].tolist()) == expected[key]
+    assert pixels(1) == expected[0, 1]
+    assert pixels((0, 0), seed=1) != expected[0, 0]
+
+
+def test_an_image_of_another_size_is_an_error(tmp_path):
+    what = content([])
+    data = load(tmp_path, what)
+    Image.new("RGB", (9, 9)).save(tmp_path / "train" / "2.png")
+    with pytest.raises(UserError, match=r"2\.png: the image is 9x9 .* 60x40"):
+        train_set(data, jitter=None)[1]
+
+
+def test_coco_itself(coco_mini):
+    splits = find_splits(coco_mini)
+    data = {name: load_split(split) for name, split in splits.items()}
+    assert data["train"].summary() == (
+        "train: 100 images (2 without objects), 740 instances of 69 of 80 classes, 6 crowd regions"
+    )
+    categories = merge_categories(*data.values())
+    assert categories.label_of[90] == 80
+    assert categories.name(80) == "toothbrush"
+    # The masks of some whole images are the oracle's.
+    by_id = json.loads(splits["val"].annotations.read_text())
+    dataset = CocoDataset(data["val"], categories, jitter=LargeScaleJitter(640, (1, 1), flip=False))
+    for index in range(0, 100, 10):
+        width, height = data["val"].annotations.sizes[index].tolist()
+        if max(width, height) != 640:
+            continue
+        target = dataset[index][1]
+        expected = [
+            oracle.decode(oracle.merge(oracle.frPyObjects(a["segmentation"], height, width)))
+            for a in by_id["annotations"]
+            if a["image_id"] == target["image_id"] and not a["iscrowd"]
+        ]
+        np.testing.assert_array_equal(target["masks"].numpy(), np.stack(expected))
+
+
+def test_hundreds_of_instances_in_a_large_jittered_image(nuclei):
+    data = load_split(find_splits(nuclei)["train"])
+    assert data.summary() == "train: 500 images, 21,912 instances of 1 class"
+    crowded = int(np.diff(data.annotations.first).argmax())
+    image, target = train_set(data, LargeScaleJitter(1024, (1.0, 1.0)))[crowded]
+    assert max(image.shape) == 1024
+    assert len(target["masks"]) > 300
+    for mask, box in zip(target["masks"].numpy(), target["boxes"].numpy(), strict=True):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        np.testing.assert_allclose(extent, box, atol=1)
