@@ -14,7 +14,7 @@ IMPLEMENTATIONS = implementations("cpu")
 
 
 def loop_oracle(q, k, v, height_rel, width_rel, size, scale_position):
-    """paper.md's closed form, one query, key and channel at a time."""
+    """The closed form, one query, key and channel at a time."""
     height, width = size
     batch, heads, tokens, dim = q.shape
     out = np.zeros_like(v)

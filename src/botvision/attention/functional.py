@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -46,6 +47,13 @@ def attend(
         names = ", ".join(["auto", *_IMPLEMENTATIONS])
         raise ValueError(f"no attention implementation is named {impl!r}; choose one of {names}")
     return _IMPLEMENTATIONS[impl](q, k, v, height_logits, width_logits)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off, on devices that have it (the meta device does not)."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def accurate(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -99,7 +107,7 @@ def relative_attention_2d(
             f"not {height_rel.shape[0]} and {width_rel.shape[0]}"
         )
     dtype = v.dtype
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device):
         q, k, v, height_rel, width_rel = accurate(q, k, v, height_rel, width_rel)
         scaled = q * q.shape[-1] ** -0.5
         queries = (scaled if scale_position else q).reshape(*q.shape[:2], *size, q.shape[-1])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from botvision.attention import reference
-from botvision.attention.functional import accurate, attend
+from botvision.attention.functional import accurate, attend, no_autocast
 from botvision.attention.position import AbsolutePosition, RelativePosition, TableResize
 
 Position = Literal["relative", "absolute", "none"]
@@ -99,7 +98,7 @@ class RelativeAttention2d(nn.Module):
         """Attend over the whole map: (B, dim, H, W) -> (B, dim, H, W), halved by ``stride=2``."""
         height, width = x.shape[-2:]
         qkv = self.qkv(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             q, k, v, height_logits, width_logits = self._terms(qkv)
             out = attend(q, k, v, height_logits, width_logits, self.impl)
         # (B, heads, N, d) -> (B, heads * d, H, W): the heads are concatenated.
@@ -114,7 +113,7 @@ class RelativeAttention2d(nn.Module):
         """
         height, width = x.shape[-2:]
         qkv = self.qkv(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             q, k, _, height_logits, width_logits = self._terms(qkv)
             weights = reference.probabilities(q, k, height_logits, width_logits)
         return weights.reshape(-1, self.num_heads, height, width, height, width)

@@ -94,11 +94,13 @@ class RelativePosition(nn.Module):
     as the standard deviation, as it is here.
     """
 
-    def __init__(self, feat_size: tuple[int, int], head_dim: int, resize: TableResize) -> None:
+    def __init__(
+        self, feat_size: tuple[int, int], head_dim: int, table_resize: TableResize
+    ) -> None:
         """Make the tables of a map of ``feat_size`` (H, W) cells."""
         super().__init__()
         height, width = feat_size
-        self.resize: TableResize = resize
+        self.table_resize: TableResize = table_resize
         self.height_rel = nn.Parameter(torch.empty(2 * height - 1, head_dim))
         self.width_rel = nn.Parameter(torch.empty(2 * width - 1, head_dim))
         self.reset_parameters()
@@ -111,8 +113,8 @@ class RelativePosition(nn.Module):
     def tables(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Both tables, fitted to a map of ``size`` (H, W) cells."""
         return (
-            resize_relative(self.height_rel, size[0], self.resize),
-            resize_relative(self.width_rel, size[1], self.resize),
+            resize_relative(self.height_rel, size[0], self.table_resize),
+            resize_relative(self.width_rel, size[1], self.table_resize),
         )
 
     def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,11 +126,13 @@ class RelativePosition(nn.Module):
 class AbsolutePosition(nn.Module):
     """The tables ``height_abs`` (H, d) and ``width_abs`` (W, d), drawn from N(0, 1/d)."""
 
-    def __init__(self, feat_size: tuple[int, int], head_dim: int, resize: TableResize) -> None:
+    def __init__(
+        self, feat_size: tuple[int, int], head_dim: int, table_resize: TableResize
+    ) -> None:
         """Make the tables of a map of ``feat_size`` (H, W) cells."""
         super().__init__()
         height, width = feat_size
-        self.resize: TableResize = resize
+        self.table_resize: TableResize = table_resize
         self.height_abs = nn.Parameter(torch.empty(height, head_dim))
         self.width_abs = nn.Parameter(torch.empty(width, head_dim))
         self.reset_parameters()
@@ -140,6 +144,6 @@ class AbsolutePosition(nn.Module):
 
     def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """:func:`absolute_logits` of queries (B, heads, H, W, d)."""
-        height_abs = resize_absolute(self.height_abs, q.shape[2], self.resize)
-        width_abs = resize_absolute(self.width_abs, q.shape[3], self.resize)
+        height_abs = resize_absolute(self.height_abs, q.shape[2], self.table_resize)
+        width_abs = resize_absolute(self.width_abs, q.shape[3], self.table_resize)
         return absolute_logits(q, height_abs.to(q.dtype), width_abs.to(q.dtype))

@@ -71,22 +71,16 @@ def image_results(
 
 def load_ground_truth(annotations: Path) -> COCO:
     """The annotation file, with the area and iscrowd that some writers leave out."""
-    content = json.loads(annotations.read_text(encoding="utf-8"))
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    for annotation in content["annotations"]:
+    truth = COCO(json.loads(annotations.read_text(encoding="utf-8")))
+    for annotation in truth.anns.values():
         annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation:
-            annotation["area"] = _area(annotation, sizes[annotation["image_id"]])
-    return COCO(content)
-
-
-def _area(annotation: dict[str, Any], size: tuple[int, int]) -> float:
-    """Pixels of the mask, or of the box where there is none."""
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        return float(annotation["bbox"][2] * annotation["bbox"][3])
-    rles = coco_mask.frPyObjects(segmentation, *size)
-    return float(coco_mask.area(coco_mask.merge(rles) if isinstance(rles, list) else rles))
+        if "area" in annotation:
+            continue
+        if annotation.get("segmentation"):
+            annotation["area"] = float(coco_mask.area(truth.annToRLE(annotation)))
+        else:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    return truth
 
 
 def coco_metrics(

@@ -1,0 +1,25 @@
+"""Small runs that several tests look at."""
+
+import pytest
+
+from botvision.data.shapes import write_shapes
+from tiny import TINY_SETTINGS
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A COCO folder of 7 + 4 pictures of shapes."""
+    root = tmp_path_factory.mktemp("shapes")
+    write_shapes(root, train=7, val=4, image_size=64)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tmp_path_factory):
+    """A finished run of 8 steps on ``tiny_data``; tests must not write into it."""
+    from botvision.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    steps = ["--max-steps", "8", "--eval-steps", "4", "--out", str(out)]
+    main(["train", str(tiny_data), *TINY_SETTINGS, *steps])
+    return out

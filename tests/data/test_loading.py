@@ -1,0 +1,56 @@
+"""Which images a step sees, and how an image is fitted for evaluation."""
+
+import numpy as np
+from PIL import Image
+
+from botvision.data.coco import find_splits, load_split
+from botvision.data.loading import FittedImages, StepBatches, eval_loader, fit_image, worker_count
+
+
+def batches(start=0, seed=0, steps=9):
+    return list(StepBatches(7, 3, steps, seed=seed, start=start))
+
+
+def test_every_epoch_sees_every_image_once_in_another_order():
+    keys = [key for batch in batches() for key in batch][:21]
+    epochs = [[index for epoch, index in keys if epoch == e] for e in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_run_that_starts_late_sees_what_it_would_have_seen():
+    whole = batches()
+    for start in range(10):
+        assert batches(start) == whole[start:]
+
+
+def test_the_order_is_the_seeds():
+    assert batches(seed=0) != batches(seed=1)
+    assert len(StepBatches(7, 3, 9, seed=0, start=5)) == 9
+
+
+def test_fitting_keeps_the_aspect_ratio():
+    assert fit_image(Image.new("RGB", (200, 100)), 64).size == (64, 32)
+    assert fit_image(Image.new("RGB", (30, 60)), 120).size == (60, 120)
+    assert fit_image(Image.new("RGB", (1000, 1)), 64).size == (64, 1)
+
+
+def test_evaluation_gives_every_image_once_in_order(tiny_data):
+    data = load_split(find_splits(tiny_data)["val"])
+    loaded = [
+        pair
+        for batch in eval_loader(FittedImages(data, 96), batch_size=3)
+        for pair in zip(*batch, strict=True)
+    ]
+    assert [int(t["image_id"]) for _, t in loaded] == data.annotations.image_ids.tolist()
+    image, target = loaded[0]
+    assert image.shape == (3, 96, 96)
+    assert target["original_size"].tolist() == [64, 64]
+    want = Image.open(data.image_path(0)).resize((96, 96), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(want))
+
+
+def test_workers():
+    assert worker_count(3, accelerated=False) == 3
+    assert worker_count(-1, accelerated=False) == 0
+    assert 1 <= worker_count(-1, accelerated=True) <= 8

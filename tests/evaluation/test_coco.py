@@ -1,0 +1,186 @@
+"""Metrics against pycocotools, masks against torchvision, labels by name."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from botvision.data.categories import Categories
+from botvision.data.coco import find_splits, load_split
+from botvision.errors import UserError
+from botvision.evaluation.coco import coco_metrics, encode_mask, image_results, load_ground_truth
+from botvision.evaluation.labels import LabelMap
+
+NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+
+
+def disk(height, width, x, y, radius):
+    rows, columns = np.mgrid[:height, :width]
+    return ((rows - y) ** 2 + (columns - x) ** 2 <= radius**2).astype(np.uint8)
+
+
+def rle(mask):
+    encoded = coco_mask.encode(np.asfortranarray(mask))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+
+
+def scene(tmp_path, *, images=12, seed=0):
+    """Disks of three classes in large images, a crowd, and detections that are more or less off."""
+    rng = np.random.default_rng(seed)
+    side = 240
+    annotations, results = [], []
+    for image in range(1, images + 1):
+        for _ in range(rng.integers(0, 8)):
+            x, y = rng.uniform(20, side - 20, 2)
+            radius = float(np.exp(rng.uniform(np.log(4), np.log(70))))
+            category = int(rng.choice([2, 5, 9]))
+            mask = disk(side, side, x, y, radius)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": coco_mask.toBbox(rle(mask)).tolist(),
+                    "area": int(mask.sum()),
+                    "iscrowd": int(rng.random() < 0.1),
+                    "segmentation": rle(mask),
+                }
+            )
+            for _ in range(rng.integers(0, 3)):
+                off = rng.normal(0, 0.15 * radius, 3)
+                found = disk(side, side, x + off[0], y + off[1], max(2, radius + off[2]))
+                results.append(
+                    {
+                        "image_id": image,
+                        "category_id": category if rng.random() < 0.8 else 9,
+                        "bbox": (coco_mask.toBbox(rle(found)) + rng.normal(0, 1, 4)).tolist(),
+                        "score": float(rng.random()),
+                        "segmentation": rle(found),
+                    }
+                )
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "height": side, "width": side}
+            for i in range(1, images + 1)
+        ],
+        "categories": [{"id": i, "name": f"class{i}"} for i in (2, 5, 9)],
+        "annotations": annotations,
+    }
+    file = tmp_path / "instances_val.json"
+    file.write_text(json.dumps(content))
+    return file, results
+
+
+def pycocotools_stats(file, results, kind, max_detections):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        evaluation.params.maxDets = sorted({1, min(10, max_detections), max_detections})
+        evaluation.evaluate()
+        evaluation.accumulate()
+        if max_detections == 100:
+            evaluation.summarize()
+    return evaluation
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_equals_pycocotools(tmp_path, kind):
+    file, results = scene(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    metrics = coco_metrics(load_ground_truth(file), results, masks=True)[kind]
+    stats = pycocotools_stats(file, str(tmp_path / "results.json"), kind, 100).stats
+    names = [*NAMES, "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+    assert list(metrics) == names
+    np.testing.assert_allclose([metrics[name] for name in names], stats, rtol=0, atol=1e-9)
+    assert 0.1 < metrics["AP"] < 0.9
+
+
+def test_per_class_and_more_detections_equal_pycocotools(tmp_path):
+    file, results = scene(tmp_path, seed=1)
+    metrics = coco_metrics(load_ground_truth(file), results, masks=True, max_detections=3)
+    evaluation = pycocotools_stats(file, results, "segm", 3)
+    precision = evaluation.eval["precision"]
+    for k, name in enumerate(("class2", "class5", "class9")):
+        want = precision[:, :, k, 0, -1].mean()
+        assert metrics["per_class"][name]["segm"]["AP"] == pytest.approx(want, abs=1e-9)
+    assert "AR3" in metrics["segm"]
+    assert metrics["segm"]["AR3"] == pytest.approx(evaluation.eval["recall"][:, :, 0, -1].mean())
+
+
+def test_nothing_found_is_zero_and_nothing_to_find_is_minus_one(tmp_path):
+    file, results = scene(tmp_path)
+    truth = load_ground_truth(file)
+    metrics = coco_metrics(truth, [], masks=True)
+    assert metrics["bbox"]["AP"] == metrics["segm"]["AP50"] == 0
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "annotations": []}))
+    assert coco_metrics(load_ground_truth(file), results, masks=True)["bbox"]["AP"] == -1
+
+
+def test_absent_area_and_iscrowd_are_filled_in(tmp_path):
+    file, results = scene(tmp_path)
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 0
+    file.write_text(json.dumps(content))
+    want = coco_metrics(load_ground_truth(file), results, masks=True)
+    for annotation in content["annotations"]:
+        del annotation["iscrowd"], annotation["area"]
+    file.write_text(json.dumps(content))
+    assert coco_metrics(load_ground_truth(file), results, masks=True) == want
+
+
+def test_masks_are_pasted_as_torchvision_pastes_them():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(5, 1, 28, 28, generator=generator)
+    corners = torch.rand(5, 2, generator=generator) * 60
+    boxes = torch.cat([corners, corners + 5 + 40 * torch.rand(5, 2, generator=generator)], 1)
+    want = paste_masks_in_image(masks, boxes, (90, 110))[:, 0] > 0.5
+    for mask, box, expected in zip(masks, boxes, want, strict=True):
+        decoded = coco_mask.decode(encode_mask(mask, box, (90, 110)))
+        np.testing.assert_array_equal(decoded.astype(bool), expected.numpy())
+
+
+def test_boxes_come_back_to_the_size_of_the_file():
+    detection = {
+        "boxes": torch.tensor([[10.0, 20, 30, 60]]),
+        "labels": torch.tensor([2]),
+        "scores": torch.tensor([0.5]),
+    }
+    (result,) = image_results(detection, 7, torch.tensor([2.0, 3.0]), (300, 200))
+    assert result == {"image_id": 7, "category_id": 2, "bbox": [20, 60, 40, 120], "score": 0.5}
+
+
+def write_folder(root, categories):
+    (root / "annotations").mkdir(parents=True)
+    (root / "val").mkdir()
+    (root / "val" / "a.png").touch()
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}],
+        "categories": [{"id": i, "name": n} for i, n in categories],
+        "annotations": [],
+    }
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return load_split(find_splits(root)["val"])
+
+
+def test_labels_are_matched_by_name(tmp_path):
+    model = Categories((1, 2, 3), ("cat", "dog", "owl"))
+    labels = LabelMap.between(model, write_folder(tmp_path, [(0, "dog"), (7, "cat"), (8, "emu")]))
+    assert labels.category_of == {1: 7, 2: 0}
+    assert labels.only_model == ["owl"]
+    assert labels.only_data == ["emu"]
+    assert "owl" in str(labels) and "emu" in str(labels)
+
+
+def test_no_common_class_is_an_error(tmp_path):
+    model = Categories((1,), ("cat",))
+    with pytest.raises(UserError, match=r"instances_val.json: has none of the model's classes"):
+        LabelMap.between(model, write_folder(tmp_path, [(1, "emu")]))
