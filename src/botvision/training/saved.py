@@ -90,7 +90,8 @@ def load_model(run: Path) -> tuple[FasterRCNN, ModelCard]:
         )
     fields = json.loads(text)
     del fields["version"]
-    fields["detector"] = DetectorConfig(**fields["detector"])
+    numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["detector"].items()}
+    fields["detector"] = DetectorConfig(**numbers)
     fields["categories"] = Categories(
         tuple(fields["categories"]["ids"]), tuple(fields["categories"]["names"])
     )
