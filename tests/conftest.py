@@ -1,5 +1,8 @@
 """Small runs that several tests look at."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from botvision.data.shapes import write_shapes
@@ -23,3 +26,21 @@ def tiny_run(tiny_data, tmp_path_factory):
     steps = ["--max-steps", "8", "--eval-steps", "4", "--out", str(out)]
     main(["train", str(tiny_data), *TINY_SETTINGS, *steps])
     return out
+
+
+def _data_set(name: str) -> Path:
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("BOTVISION_DATA", beside)) / name
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: set BOTVISION_DATA to a folder with the data set {name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    return _data_set("coco-mini")
+
+
+@pytest.fixture(scope="session")
+def nuclei() -> Path:
+    return _data_set("nuclei")

@@ -24,6 +24,7 @@ from botvision.data.sources import open_data
 from botvision.training.run import RunFolder
 from botvision.training.saved import ModelCard, load_model
 from botvision.visualize.attention import attention_figure
+from botvision.visualize.curves import plot_curves
 from botvision.visualize.overlays import contact_sheet, draw_instances
 
 _IMAGES_SHOWN = 6
@@ -51,14 +52,13 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> Path:
     rows = [_overlays(detector, card, data, index) for index in indices]
     overlays = run.predictions / "overlays.png"
     contact_sheet(rows, ["image", "ground truth", "prediction"]).save(overlays)
-    attention = run.plots / "attention.png"
-    _attention(detector, card, data, indices[0]).save(attention)
+    plot_curves(run.events, run.plots)
+    _attention(detector, card, data, indices[0]).save(run.plots / "attention.png")
     metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
-    say = f"mask AP50 {metrics['segm']['AP50']:.3f} on {metrics['images']} unseen images; pictures:"
-    console.print(say, highlight=False)
-    for path in (overlays, attention, *sorted(run.plots.glob("*.png"))):
-        if path.name != "attention.png" or path is attention:
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
+    ap50 = metrics["segm"]["AP50"]
+    console.print(f"mask AP50 {ap50:.3f} on {metrics['images']} unseen pictures; look at")
+    for path in (overlays, *sorted(run.plots.glob("*.png"))):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
     return run.path
 
 

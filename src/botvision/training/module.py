@@ -64,7 +64,11 @@ class DetectorModule(DetectorInference):
                 f"the loss is not finite at step {self.global_step} ({parts}) on the images "
                 f"{files}; look at their boxes, lower --lr, or set --clip-norm"
             )
-        return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
+        shown = {name: value.detach() for name, value in losses.items()}
+        self.log_dict(
+            {"loss": loss.detach(), **shown}, prog_bar=True, logger=False, batch_size=len(images)
+        )
+        return {"loss": loss, **shown}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD or AdamW, decaying the weights of convolutions and linear layers alone."""

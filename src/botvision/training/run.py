@@ -20,7 +20,12 @@ from botvision.errors import UserError
 
 
 class RunFolder:
-    """Paths and files of one run; see ``docs`` for the layout that other tools rely on."""
+    """Paths and files of one run.
+
+    ``config.yaml`` (all settings, what was resolved from them, versions), ``metrics.jsonl`` (an
+    event a line), ``metrics.json`` (the last evaluation), ``checkpoints/last.ckpt``,
+    ``best.safetensors`` (weights and all that ``predict`` needs), ``plots/`` and ``predictions/``.
+    """
 
     def __init__(self, path: Path) -> None:
         """Take the folder's path, whether it exists or not."""
