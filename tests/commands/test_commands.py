@@ -108,6 +108,7 @@ def test_wrong_input_is_one_line(capsys, arguments, message):
     [
         (["--image-size", "100"], "--image-size 100: give a multiple of 32"),
         (["--batch-size", "0"], "--batch-size 0: give at least 1"),
+        (["--norm", "sync", "--device", "cpu"], "--norm sync: torch synchronises batch norm"),
         (["--model", "botnet51"], "no model is named 'botnet51'; did you mean"),
         (["--weights", "no.pth"], "no.pth: no such weights file"),
         (["--device", "cuda"], "--device cuda: not available here"),

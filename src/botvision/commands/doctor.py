@@ -41,7 +41,8 @@ def doctor() -> None:
             print(f"{package:18}missing")
             missing.append(package)
     if missing:
-        raise UserError(f"not installed: {', '.join(missing)}; run `pip install botvision`")
+        names = " ".join(missing)
+        raise UserError(f"not installed: {names}; run `pip install {names}`")
     _check_operators()
     _print_devices()
     print("all is well")

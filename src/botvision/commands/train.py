@@ -175,6 +175,11 @@ def _resolve(config: TrainConfig) -> TrainConfig:
         if value is not None and value < 1:
             raise UserError(f"--{flag} {value}: give at least 1")
     device = resolve_device(config.device)
+    if config.norm == "sync" and device != "cuda":
+        raise UserError(
+            f"--norm sync: torch synchronises batch norm over GPUs only, not on {device}; use "
+            "plain or frozen"
+        )
     return dataclasses.replace(
         config,
         device=device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from typing import Any
 
 import timm
@@ -10,43 +11,24 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from botvision.attention.module import Position
-from botvision.attention.position import TableResize
 from botvision.errors import UserError
 from botvision.models.surgery import to_botnet
+
+_SURGERY = {
+    name
+    for name, parameter in inspect.signature(to_botnet).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
 
 
 class BotNet(ResNet):
     """timm's ResNet after :func:`to_botnet`; the options are those of both."""
 
-    def __init__(
-        self,
-        *args: Any,
-        img_size: int | tuple[int, int] = 224,
-        stride: int = 2,
-        heads: int = 4,
-        position: Position = "relative",
-        content: bool = True,
-        scale_position: bool = True,
-        table_resize: TableResize = "interpolate",
-        shortcut_activation: bool = False,
-        impl: str = "auto",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, img_size: int | tuple[int, int] = 224, **kwargs: Any) -> None:
         """Build the ResNet (last batch norm of each block zero, as in the paper) and operate."""
+        surgery = {name: kwargs.pop(name) for name in _SURGERY & kwargs.keys()}
         super().__init__(*args, **kwargs)
-        to_botnet(
-            self,
-            img_size,
-            stride=stride,
-            heads=heads,
-            position=position,
-            content=content,
-            scale_position=scale_position,
-            table_resize=table_resize,
-            shortcut_activation=shortcut_activation,
-            impl=impl,
-        )
+        to_botnet(self, img_size, **surgery)
 
 
 default_cfgs = generate_default_cfgs(

@@ -90,7 +90,9 @@ def load_model(run: Path) -> tuple[FasterRCNN, ModelCard]:
         )
     fields = json.loads(text)
     del fields["version"]
-    numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["detector"].items()}
+    numbers: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fields["detector"].items()
+    }
     fields["detector"] = DetectorConfig(**numbers)
     fields["categories"] = Categories(
         tuple(fields["categories"]["ids"]), tuple(fields["categories"]["names"])
