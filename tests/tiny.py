@@ -7,5 +7,5 @@ TINY_SETTINGS = [
     *("--detector.rpn-pre-nms", "[60, 60]", "--detector.rpn-post-nms", "[30, 30]"),
     *("--detector.roi-samples", "16", "--detector.box-head-dim", "32"),
     *("--detector.mask-convs", "1", "--detector.mask-channels", "16"),
-    *("--device", "cpu", "--workers", "0", "--warmup-steps", "2"),
+    *("--device", "cpu", "--precision", "32", "--workers", "0", "--warmup-steps", "2"),
 ]

@@ -39,7 +39,7 @@ class DetectorConfig:
 
     fpn_channels: int = 256
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    anchor_ratios: tuple[float, float, float] = (0.5, 1.0, 2.0)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     rpn_pre_nms: tuple[int, int] = (2000, 1000)
     rpn_post_nms: tuple[int, int] = (1000, 1000)
     rpn_samples: int = 256
@@ -88,7 +88,8 @@ class TrainConfig:
         checkpoint_minutes: and whenever so many minutes have passed since the last one.
         seed: of the weights, the order of the data and its augmentation.
         device: "auto", "cpu", "cuda" or "mps".
-        precision: "32", "bf16" or "16" (automatic mixed precision); "auto" is bf16 on CUDA.
+        precision: "32", "bf16" or "16" (automatic mixed precision); "auto" is bf16 on
+            CUDA and on CPUs with AMX.
         workers: processes that load data; -1 chooses.
         out: run folder; runs/DATA-MODEL by default.
         detector: the detector's numbers.

@@ -97,6 +97,19 @@ def test_killed_twice_and_resumed(tiny_data, tmp_path, uninterrupted):
     assert_same_run(out, uninterrupted)
 
 
+def test_resumes_alike_in_bf16(tiny_data, tmp_path):
+    precision = ["--precision", "bf16", "--checkpoint-steps", "4"]
+    for name in ("whole", "killed"):
+        kill_after(
+            start(tiny_data, tmp_path / name, *precision),
+            tmp_path / name / "metrics.jsonl",
+            6 if name == "killed" else 10**6,
+        )
+    assert len(events(tmp_path / "killed")) < STEPS
+    train(tiny_data, tmp_path / "killed", "--resume")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0])
 def test_killed_at_any_moment(tiny_data, tmp_path, uninterrupted, seconds):

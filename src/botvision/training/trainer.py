@@ -41,10 +41,13 @@ def resolve_device(device: Device) -> Device:
 
 
 def resolve_precision(precision: Precision, device: Device) -> Precision:
-    """``"auto"`` is bf16 on CUDA, else 32."""
-    if precision == "auto":
-        return "bf16" if device == "cuda" else "32"
-    return precision
+    """``"auto"`` is bf16 on CUDA and on CPUs that multiply bf16 matrices (AMX), else 32."""
+    if precision != "auto":
+        return precision
+    # Older versions of torch lack it; without it nothing is known of the CPU.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    amx = device == "cpu" and capabilities.get("amx_bf16", False)
+    return "bf16" if device == "cuda" or amx else "32"
 
 
 def quiet_lightning() -> None:
