@@ -113,6 +113,23 @@ def test_roi_align_uses_the_pyramids_strides_whatever_the_first_image():
     torch.testing.assert_close(got, want)
 
 
+def test_boxes_are_exact_to_the_pixel_under_autocast():
+    torch.manual_seed(0)
+    detector = small(task="detection")
+    image, target = sample()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = detector([image], [target])
+        detector.eval()
+        features = detector.backbone(detector.transform([image])[0].tensors)
+        boxes = detector([image])[0]["boxes"]
+    assert all(level.dtype == torch.bfloat16 for level in list(features.values())[:4])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert boxes.dtype == torch.float32
+    rounded = boxes.bfloat16().float() == boxes
+    assert len(boxes) > 5
+    assert rounded.float().mean() < 0.5
+
+
 def test_norms():
     def kinds(detector):
         return {type(m) for m in detector.modules() if "BatchNorm" in type(m).__name__}

@@ -135,7 +135,21 @@ def build_detector(
     else:
         detector = FasterRCNN(backbone, **parts)
     detector.transform = FixedCanvas(image_size, backbone.mean, backbone.std)
+    # torchvision decodes boxes in the dtype of what the heads give: in bf16 a coordinate of 1000
+    # pixels would be off by up to 2, and a thin proposal without width makes the loss NaN.
+    detector.rpn.head.register_forward_hook(_in_float32)
+    detector.roi_heads.box_predictor.register_forward_hook(_in_float32)
     return detector
+
+
+def _in_float32(
+    module: nn.Module, inputs: Any, outputs: tuple[Any, ...]
+) -> tuple[Tensor | list[Tensor], ...]:
+    """Scores and box deltas, lists of them for the proposal head, in float32 under autocast."""
+    return tuple(
+        [level.float() for level in part] if isinstance(part, list) else part.float()
+        for part in outputs
+    )
 
 
 def _roi_align(strides: list[int], output_size: int) -> MultiScaleRoIAlign:
