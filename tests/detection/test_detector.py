@@ -10,6 +10,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from botvision.attention import RelativeAttention2d
 from botvision.config import DetectorConfig
 from botvision.detection import build_detector
+from botvision.detection.detector import _FullRows
 from botvision.errors import UserError
 
 TINY = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
@@ -128,6 +129,29 @@ def test_boxes_are_exact_to_the_pixel_under_autocast():
     rounded = boxes.bfloat16().float() == boxes
     assert len(boxes) > 5
     assert rounded.float().mean() < 0.5
+
+
+def test_filling_up_the_mask_heads_batch_changes_nothing(monkeypatch):
+    torch.manual_seed(0)
+    detector = small(norm="frozen")
+    image, target = sample()
+    seen = []
+    detector.roi_heads.mask_head[0].register_forward_hook(lambda m, i, o: seen.append(len(o)))
+    results = []
+    for multiple in (64, 1):
+        monkeypatch.setattr(_FullRows, "multiple", multiple)
+        torch.manual_seed(0)
+        detector.train().zero_grad()
+        loss = detector([image], [target])["loss_mask"]
+        loss.backward()
+        grads = [p.grad.clone() for p in detector.roi_heads.mask_head.parameters()]
+        found = detector.eval()([image])[0]["masks"]
+        assert len(found) > 0
+        results.append([loss, *grads, found])
+    assert seen[0] % 64 == seen[1] % 64 == 0
+    assert seen[2] % 64 != 0
+    for filled, plain in zip(*results, strict=True):
+        torch.testing.assert_close(filled, plain)
 
 
 def test_norms():

@@ -19,13 +19,13 @@ from botvision.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
 
-SHAPES_CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
+SHAPES_CLASSES = ("circle", "square", "triangle", "ring", "cross")
 CONTEXT_CLASSES = ("circle", "square", "triangle", "ring_a", "ring_b")
 
 MIN_IMAGE_SIZE = 64  # below it the smallest shapes have fewer pixels than MIN_AREA
 MIN_AREA = 30  # visible pixels
-MIN_VISIBLE = 0.4  # of the shape's pixels in the frame
-MIN_SCALE, MAX_SCALE = 0.10, 0.55  # diameter of the circumscribed circle / image side
+MIN_VISIBLE = 0.5  # of the shape's pixels in the frame
+MIN_SCALE, MAX_SCALE = 0.18, 0.60  # diameter of the circumscribed circle / image side
 
 
 # OKLab (B. Ottosson, 2020) to the cube roots of cone responses, and those to linear sRGB.
@@ -130,7 +130,7 @@ def _sample(
 ) -> tuple[Image.Image, list[tuple[str, NDArray[np.bool_]]]]:
     """Draw one image; return it with the class name and visible mask of each instance."""
     shapes = (
-        _context_shapes(rng) if context else rng.choice(SHAPES_CLASSES, rng.integers(1, 8)).tolist()
+        _context_shapes(rng) if context else rng.choice(SHAPES_CLASSES, rng.integers(2, 7)).tolist()
     )
     canvas = _background(rng, size)
     visible: list[NDArray[np.bool_]] = []

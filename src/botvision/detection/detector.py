@@ -121,15 +121,16 @@ def build_detector(
         "box_detections_per_img": config.max_detections,
     }
     if task == "segmentation":
+        heads = MaskRCNNHeads(channels, (config.mask_channels,) * config.mask_convs, dilation=1)
+        predictor = MaskRCNNPredictor(config.mask_channels, config.mask_channels, num_classes + 1)
+        rows = _FullRows()
+        heads.register_forward_pre_hook(rows.fill)
+        predictor.register_forward_hook(rows.cut)
         detector: MaskRCNN | FasterRCNN = MaskRCNN(
             backbone,
             mask_roi_pool=_roi_align(backbone.strides, 14),
-            mask_head=MaskRCNNHeads(
-                channels, (config.mask_channels,) * config.mask_convs, dilation=1
-            ),
-            mask_predictor=MaskRCNNPredictor(
-                config.mask_channels, config.mask_channels, num_classes + 1
-            ),
+            mask_head=heads,
+            mask_predictor=predictor,
             **parts,
         )
     else:
@@ -150,6 +151,26 @@ def _in_float32(
         [level.float() for level in part] if isinstance(part, list) else part.float()
         for part in outputs
     )
+
+
+class _FullRows:
+    """Fills the mask head's batch of regions up to a multiple with zeros, and cuts its output.
+
+    The number of regions differs from step to step, and on a CPU every new number costs the
+    compilation of each convolution's kernels, forward and backward: up to 0.4 s apiece.
+    """
+
+    multiple = 64
+
+    def __init__(self) -> None:
+        self.regions = 0
+
+    def fill(self, head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        self.regions = len(args[0])
+        return (nn.functional.pad(args[0], (0,) * 7 + (-self.regions % self.multiple,)),)
+
+    def cut(self, predictor: nn.Module, args: tuple[Tensor], logits: Tensor) -> Tensor:
+        return logits[: self.regions]
 
 
 def _roi_align(strides: list[int], output_size: int) -> MultiScaleRoIAlign:
