@@ -19,13 +19,13 @@ from botvision.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
 
-SHAPES_CLASSES = ("circle", "square", "triangle", "ring", "cross")
+SHAPES_CLASSES = ("circle", "square", "triangle", "ring")
 CONTEXT_CLASSES = ("circle", "square", "triangle", "ring_a", "ring_b")
 
 MIN_IMAGE_SIZE = 64  # below it the smallest shapes have fewer pixels than MIN_AREA
 MIN_AREA = 30  # visible pixels
-MIN_VISIBLE = 0.5  # of the shape's pixels in the frame
-MIN_SCALE, MAX_SCALE = 0.18, 0.60  # diameter of the circumscribed circle / image side
+MIN_VISIBLE = 0.7  # of the shape's pixels in the frame
+MIN_SCALE, MAX_SCALE = 0.20, 0.60  # diameter of the circumscribed circle / image side
 
 
 # OKLab (B. Ottosson, 2020) to the cube roots of cone responses, and those to linear sRGB.
@@ -130,7 +130,7 @@ def _sample(
 ) -> tuple[Image.Image, list[tuple[str, NDArray[np.bool_]]]]:
     """Draw one image; return it with the class name and visible mask of each instance."""
     shapes = (
-        _context_shapes(rng) if context else rng.choice(SHAPES_CLASSES, rng.integers(2, 7)).tolist()
+        _context_shapes(rng) if context else rng.choice(SHAPES_CLASSES, rng.integers(2, 6)).tolist()
     )
     canvas = _background(rng, size)
     visible: list[NDArray[np.bool_]] = []
@@ -192,21 +192,11 @@ def _signed_distance(shape: str, x: Floats, y: Floats) -> Floats:
         return np.hypot(x, y) - 1
     if shape == "ring":
         return np.abs(np.hypot(x, y) - 0.76) - 0.24
-    if shape == "cross":
-        long, short = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
-        return np.maximum(long - 0.94, short - 0.34)
-    # A star of n tips at radius 1 and n valleys; the polygons are stars with straight sides.
-    tips, valley = {
-        "triangle": (3, math.cos(math.pi / 3)),
-        "square": (4, math.cos(math.pi / 4)),
-        "star": (5, 0.48),
-    }[shape]
-    half = math.pi / tips
+    # A regular polygon: in the sector of the nearest side, the distance to that side.
+    half = math.pi / {"triangle": 3, "square": 4}[shape]
     radius = np.hypot(x, y)
     angle = np.abs((np.arctan2(y, x) + half) % (2 * half) - half)
-    edge_x, edge_y = valley * math.cos(half) - 1, valley * math.sin(half)
-    cross = (radius * np.cos(angle) - 1) * edge_y - radius * np.sin(angle) * edge_x
-    return cross / math.hypot(edge_x, edge_y)
+    return radius * np.cos(half - angle) - math.cos(half)
 
 
 def _paint(
