@@ -122,7 +122,7 @@ def create_model(
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, [*list_models(), *timm.list_models()], 3)
+        close = difflib.get_close_matches(architecture, timm.list_models(), 3)
         hint = f"did you mean {', '.join(close)}?" if close else "see `botvision models`"
         raise UserError(f"no model is named {name!r}; {hint}")
     pretrained_cfg = timm.get_pretrained_cfg(name)
