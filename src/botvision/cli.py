@@ -129,6 +129,9 @@ def _eval_parser() -> Parser:
     parser.add_argument(
         "--max-detections", type=int, help="kept an image (100 in COCO; more for crowded images)"
     )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.001, help="0.05 in the paper's code base"
+    )
     parser.add_argument("--workers", type=int, default=-1, help="processes that load; -1 chooses")
     parser.add_argument("--out", type=Path, help="where to write; the run folder by default")
     _add_device(parser)

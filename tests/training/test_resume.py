@@ -106,7 +106,7 @@ def test_resumes_alike_in_bf16(tiny_data, tmp_path):
             6 if name == "killed" else 10**6,
         )
     assert len(events(tmp_path / "killed")) < STEPS
-    train(tiny_data, tmp_path / "killed", "--resume")
+    train(tiny_data, tmp_path / "killed", "--resume", *precision)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 

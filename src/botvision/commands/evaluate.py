@@ -26,6 +26,7 @@ def evaluate(
     *,
     split: str | None = None,
     max_detections: int | None = None,
+    score_threshold: float = 0.001,
     device: Device = "auto",
     workers: int = -1,
     out: Path | None = None,
@@ -40,6 +41,9 @@ def evaluate(
         data: COCO folder, archive or built-in set.
         split: by default ``val``, else ``test``, else the only one.
         max_detections: kept an image; the run's own number by default.
+        score_threshold: detections below it are dropped. COCO's metrics rank all detections, so
+            the default is lower than for use; the paper's code base evaluates at 0.05, which the
+            evaluations during training keep.
         device: where to run.
         workers: processes that load images; -1 chooses.
         out: folder to write to; the run folder by default.
@@ -62,6 +66,7 @@ def evaluate(
         if max_detections < 1:
             raise UserError(f"--max-detections {max_detections}: give at least 1")
         detector.roi_heads.detections_per_img = max_detections
+    detector.roi_heads.score_thresh = score_threshold
     evaluation = CocoEvaluation(
         coco,
         card.categories,
