@@ -79,6 +79,13 @@ def evaluation_trainer(device: Device, callbacks: Sequence[Callback]) -> L.Train
     )
 
 
+class _ProgressBar(RichProgressBar):
+    """Lightning's bar over the run's steps, which to Lightning are one epoch of no known last."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
+
+
 def training_trainer(
     config: TrainConfig, run: RunFolder, steps: int, callbacks: Sequence[Callback]
 ) -> L.Trainer:
@@ -93,7 +100,7 @@ def training_trainer(
         "filename": run.checkpoint.stem,
         "enable_version_counter": False,
     }
-    shown = RichProgressBar() if sys.stderr.isatty() else ProgressLines(steps)
+    shown = _ProgressBar() if sys.stderr.isatty() else ProgressLines(steps)
     return L.Trainer(
         accelerator="gpu" if config.device == "cuda" else config.device,
         devices=1,
