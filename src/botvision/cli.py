@@ -74,6 +74,8 @@ def parse_train(parser: Parser, arguments: Sequence[str]) -> tuple[TrainConfig, 
     flags, recipes = _take(list(arguments), "--recipe")
     flags, configs = _take(flags, "--config")
     _, outs = _take(flags, "--out")
+    if "--resume" in flags and not outs:
+        raise UserError("--resume needs --out, the run folder to go on with")
     run_config = Path(outs[-1]) / "config.yaml" if outs else None
     if "--resume" in flags and run_config is not None and run_config.is_file():
         settings = yaml.safe_load(run_config.read_text(encoding="utf-8"))

@@ -96,6 +96,7 @@ def test_every_recipe_parses(name):
         (["train", "shapes", "--learning-rate", "1"], "learning-rate"),
         (["eval", "nowhere", "shapes"], "nowhere"),
         (["predict", "nowhere", "a.jpg"], "nowhere"),
+        (["train", "shapes", "--resume"], "--resume needs --out"),
         (["fly"], "no command is named 'fly'; choose one of train"),
     ],
 )

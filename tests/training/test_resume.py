@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,24 @@ def test_resume_takes_the_runs_own_settings(tiny_data, tmp_path, uninterrupted):
     # The warm-up and the schedule are those of ten steps only from the sixth on.
     assert state(out)["global_step"] == STEPS
     assert [e["step"] for e in events(out) if e["event"] == "train"] == [*range(1, STEPS + 1)]
+
+
+def test_killed_after_the_last_step_and_before_the_evaluation(tiny_data, tmp_path, uninterrupted):
+    """All is trained and in the checkpoint; the best weights are of an earlier evaluation."""
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    shutil.copy(uninterrupted / "checkpoints" / "last.ckpt", out / "checkpoints")
+    for name in ("config.yaml", "best.safetensors"):
+        shutil.copy(uninterrupted / name, out)
+    lines = (uninterrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
+    last = next(i for i, line in enumerate(lines) if f'"train", "step": {STEPS}' in line)
+    (out / "metrics.jsonl").write_text("".join(lines[: last + 1]))
+    train(tiny_data, out, "--resume")
+    assert_same_run(out, uninterrupted)
+    for name in ("metrics.json", "predictions/results.json"):
+        assert json.loads((out / name).read_text()) == json.loads(
+            (uninterrupted / name).read_text()
+        )
 
 
 def test_a_complete_run_is_left_as_it_is(tiny_data, uninterrupted, capsys):

@@ -58,7 +58,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     run = RunFolder(config.out or _new_folder(config))
     start = run.begin(resume=resume)
     steps = config.max_steps or math.ceil(config.epochs * len(data) / config.batch_size)
-    if start >= steps:
+    if start >= steps and run.has_ended(steps):
         say(f"{run.path}: complete, {start} of {steps} steps; raise --epochs to go on")
         return run.path
 
@@ -148,11 +148,12 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     if evaluation is None or val_loader is None:
         save_model(run.weights, detector, card)
     else:
-        if not config.eval_steps or steps % config.eval_steps:
+        if evaluation.step != steps:
             trainer.validate(module, val_loader, verbose=False)
         write_results(run.predictions, evaluation.results)
         print_metrics(console, evaluation.metrics)
     plot_curves(run.events, run.plots)
+    run.end(steps)
     say(f"run written to {run.path}")
     return run.path
 

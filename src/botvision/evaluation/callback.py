@@ -19,8 +19,9 @@ from botvision.evaluation.labels import LabelMap
 class CocoEvaluation(Callback):
     """Collects detections over a validation run and computes COCO's metrics at its end.
 
-    ``results`` and ``metrics`` hold the last run's. In training ``on_metrics`` is called with the
-    step, the metrics and whether their main AP is the best so far; the best survives a resume.
+    ``results``, ``metrics`` and ``step`` hold the last run's. In training ``on_metrics`` is called
+    with the step, the metrics and whether their main AP is the best so far; the best survives a
+    resume.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class CocoEvaluation(Callback):
         self.best = -1.0
         self.results: list[dict[str, Any]] = []
         self.metrics: Metrics = {}
+        self.step = -1
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Forget the last run."""
@@ -74,6 +76,7 @@ class CocoEvaluation(Callback):
             masks=self.masks,
             max_detections=self.max_detections,
         )
+        self.step = trainer.global_step
         ap = self.metrics["segm" if self.masks else "bbox"]["AP"]
         best = ap > self.best
         self.best = max(self.best, ap)

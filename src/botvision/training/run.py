@@ -78,7 +78,7 @@ class RunFolder:
                 continue
             if event["step"] <= step:
                 kept.append(line + "\n")
-        self.events.write_text("".join(kept), encoding="utf-8")
+        _write(self.events, "".join(kept))
 
     def write_config(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
         """Write all settings, what was resolved from them, and the versions that ran."""
@@ -91,7 +91,7 @@ class RunFolder:
             "lightning": lightning.__version__,
         }
         content = {**_plain(asdict(config)), "resolved": resolved, "versions": versions}
-        self.config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        _write(self.config, yaml.safe_dump(content, sort_keys=False))
 
     def log(self, event: str, step: int, **values: Any) -> None:
         """Append one event, a line of JSON."""
@@ -100,7 +100,26 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the last evaluation."""
-        self.metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        _write(self.metrics, json.dumps(metrics, indent=2) + "\n")
+
+    def end(self, step: int) -> None:
+        """Note that all was written that belongs to a run of so many steps."""
+        self.log("end", step)
+
+    def has_ended(self, steps: int) -> bool:
+        """Whether a run of ``steps`` was not only trained but also evaluated and written."""
+        if not self.events.exists():
+            return False
+        lines = self.events.read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines]
+        return any(event["event"] == "end" and event["step"] >= steps for event in events)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the whole file or nothing, whenever the process is killed."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:
