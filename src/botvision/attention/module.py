@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from botvision.attention import reference
-from botvision.attention.functional import accurate, attend, no_autocast
+from botvision.attention.functional import attend, no_autocast
 from botvision.attention.position import AbsolutePosition, RelativePosition, TableResize
+from botvision.attention.reference import accurate
 
 Position = Literal["relative", "absolute", "none"]
 
@@ -21,7 +24,7 @@ class RelativeAttention2d(nn.Module):
     parameter names and shapes are those of timm's ``BottleneckAttn``, so that its weights load
     unchanged (set ``scale_position=False`` for weights trained with timm's default).
 
-    Logits and softmax are computed in float32 (float64 for a float64 module) also under autocast.
+    Logits and softmax are float32 (float64 for a float64 module) also in half precision.
     """
 
     def __init__(
@@ -70,8 +73,9 @@ class RelativeAttention2d(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.content = content
-        self.scale_position = scale_position
         self.impl = impl
+        self.scale = (dim // num_heads) ** -0.5
+        self.position_scale = self.scale if scale_position else 1.0
         self.qkv = nn.Conv2d(dim, 3 * dim, kernel_size=1, bias=False)
         feat_size = (feat_size, feat_size) if isinstance(feat_size, int) else feat_size
         head_dim = dim // num_heads
@@ -95,14 +99,17 @@ class RelativeAttention2d(nn.Module):
             self.pos_embed.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend over the whole map: (B, dim, H, W) -> (B, dim, H, W), halved by ``stride=2``."""
-        height, width = x.shape[-2:]
-        qkv = self.qkv(x)
+        """Attend over the whole map: (B, dim, H, W) -> (B, dim, H, W), halved by ``stride=2``.
+
+        Fastest for a channels-last ``x``, whose memory is neither copied nor reordered; the result
+        is channels-last.
+        """
+        batch, _, height, width = x.shape
+        q, k, v, height_logits, width_logits = self._terms(x)
         with no_autocast(x.device):
-            q, k, v, height_logits, width_logits = self._terms(qkv)
-            out = attend(q, k, v, height_logits, width_logits, self.impl)
-        # (B, heads, N, d) -> (B, heads * d, H, W): the heads are concatenated.
-        out = out.to(qkv.dtype).transpose(-2, -1).reshape(-1, self.dim, height, width)
+            out = attend(q, k, v, height_logits, width_logits, scale=self.scale, impl=self.impl)
+        # (B, heads, N, d) -> (B, H, W, heads * d): the heads are concatenated.
+        out = out.transpose(1, 2).reshape(batch, height, width, self.dim).permute(0, 3, 1, 2)
         pooled: Tensor = self.pool(out)
         return pooled
 
@@ -112,27 +119,24 @@ class RelativeAttention2d(nn.Module):
         For pictures and analysis; it holds all N x N weights of every image and head.
         """
         height, width = x.shape[-2:]
-        qkv = self.qkv(x)
+        q, k, _, height_logits, width_logits = self._terms(x)
         with no_autocast(x.device):
-            q, k, _, height_logits, width_logits = self._terms(qkv)
-            weights = reference.probabilities(q, k, height_logits, width_logits)
+            weights = reference.probabilities(q, k, height_logits, width_logits, self.scale)
         return weights.reshape(-1, self.num_heads, height, width, height, width)
 
-    def _terms(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Scaled q, k and v (B, heads, N, d) and the position logits (B, heads, N, H or W)."""
-        batch, _, height, width = qkv.shape
-        head_dim = self.dim // self.num_heads
+    def _terms(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Queries, keys and values (B, heads, N, d) and position logits (B, heads, N, H or W)."""
+        batch, _, height, width = x.shape
+        # A 1x1 convolution of a channels-last map is a product over its last axis.
+        qkv = F.linear(x.permute(0, 2, 3, 1), self.qkv.weight.flatten(1))
         # Heads outermost within each of q, k and v.
-        parts = qkv.reshape(batch, 3, self.num_heads, head_dim, height * width)
-        q, k, v = accurate(*parts.transpose(-2, -1).unbind(1))
-        scaled = q * head_dim**-0.5
+        qkv = qkv.view(batch, height * width, 3, self.num_heads, self.dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         height_logits = width_logits = None
         if self.pos_embed is not None:
-            queries = scaled if self.scale_position else q
-            queries = queries.reshape(batch, self.num_heads, height, width, head_dim)
-            by_row, by_column = self.pos_embed(queries)
+            with no_autocast(x.device):
+                queries = accurate(q).reshape(batch, self.num_heads, height, width, -1)
+                by_row, by_column = self.pos_embed(queries, scale=self.position_scale)
             height_logits, width_logits = by_row.flatten(2, 3), by_column.flatten(2, 3)
-        if not self.content:
-            # No channels: q k^T is then zero in every implementation.
-            scaled, k = scaled[..., :0], k[..., :0]
-        return scaled, k, v, height_logits, width_logits
+        # Without content q k^T is zero, in every implementation.
+        return q if self.content else torch.zeros_like(q), k, v, height_logits, width_logits

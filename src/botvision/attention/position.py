@@ -117,10 +117,10 @@ class RelativePosition(nn.Module):
             resize_relative(self.width_rel, size[1], self.table_resize),
         )
 
-    def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """:func:`relative_logits` of queries (B, heads, H, W, d)."""
+    def forward(self, q: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """``scale`` times :func:`relative_logits` of queries (B, heads, H, W, d)."""
         height_rel, width_rel = self.tables((q.shape[2], q.shape[3]))
-        return relative_logits(q, height_rel.to(q.dtype), width_rel.to(q.dtype))
+        return relative_logits(q, height_rel.to(q.dtype) * scale, width_rel.to(q.dtype) * scale)
 
 
 class AbsolutePosition(nn.Module):
@@ -142,8 +142,8 @@ class AbsolutePosition(nn.Module):
         for table in (self.height_abs, self.width_abs):
             nn.init.normal_(table, std=table.shape[-1] ** -0.5)
 
-    def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """:func:`absolute_logits` of queries (B, heads, H, W, d)."""
+    def forward(self, q: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """``scale`` times :func:`absolute_logits` of queries (B, heads, H, W, d)."""
         height_abs = resize_absolute(self.height_abs, q.shape[2], self.table_resize)
         width_abs = resize_absolute(self.width_abs, q.shape[3], self.table_resize)
-        return absolute_logits(q, height_abs.to(q.dtype), width_abs.to(q.dtype))
+        return absolute_logits(q, height_abs.to(q.dtype) * scale, width_abs.to(q.dtype) * scale)
