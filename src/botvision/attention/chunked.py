@@ -50,7 +50,6 @@ def _attention(
     return out
 
 
-@_attention.register_fake
 def _like_a_map(
     q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> Tensor:
@@ -136,7 +135,6 @@ def _attention_backward(
     return grad_q, grad_k, grad_v, grad_height, grad_width
 
 
-@_attention_backward.register_fake
 def _like_the_inputs(
     grad: Tensor,
     q: Tensor,
@@ -160,4 +158,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None
 
 
+_attention.register_fake(_like_a_map)
+_attention_backward.register_fake(_like_the_inputs)
 _attention.register_autograd(_backward, setup_context=_save)

@@ -75,7 +75,7 @@ class RelativeAttention2d(nn.Module):
         self.content = content
         self.impl = impl
         self.scale = (dim // num_heads) ** -0.5
-        self.position_scale = self.scale if scale_position else 1.0
+        self.scale_position = scale_position
         self.qkv = nn.Conv2d(dim, 3 * dim, kernel_size=1, bias=False)
         feat_size = (feat_size, feat_size) if isinstance(feat_size, int) else feat_size
         head_dim = dim // num_heads
@@ -136,7 +136,8 @@ class RelativeAttention2d(nn.Module):
         if self.pos_embed is not None:
             with no_autocast(x.device):
                 queries = accurate(q).reshape(batch, self.num_heads, height, width, -1)
-                by_row, by_column = self.pos_embed(queries, scale=self.position_scale)
+                scale = self.scale if self.scale_position else 1.0
+                by_row, by_column = self.pos_embed(queries, scale=scale)
             height_logits, width_logits = by_row.flatten(2, 3), by_column.flatten(2, 3)
         # Without content q k^T is zero, in every implementation.
         return q if self.content else torch.zeros_like(q), k, v, height_logits, width_logits
