@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 TableResize = Literal["slice", "interpolate"]
@@ -59,13 +58,9 @@ def resize_relative(table: Tensor, length: int, resize: TableResize) -> Tensor:
     cells; a larger map than the table's has offsets that the table lacks and interpolates.
     ``"interpolate"`` stretches the table, so an offset across the whole map stays one.
     """
-    rows = 2 * length - 1
-    spare = table.shape[0] - rows
-    if spare == 0:
-        return table
-    if resize == "slice" and spare > 0:
-        return table[spare // 2 : spare // 2 + rows]
-    return _interpolate(table, rows)
+    cells = (table.shape[0] + 1) // 2
+    reach = torch.sym_min(cells, length) if resize == "slice" else cells
+    return _resample(table, cells - reach, reach, length, rows=2 * length - 1)
 
 
 def resize_absolute(table: Tensor, length: int, resize: TableResize) -> Tensor:
@@ -74,17 +69,24 @@ def resize_absolute(table: Tensor, length: int, resize: TableResize) -> Tensor:
     ``"slice"`` keeps the first cells, since a smaller image lies at the top left of its padded
     canvas; otherwise as :func:`resize_relative`.
     """
-    if table.shape[0] == length:
+    cells = table.shape[0]
+    reach = torch.sym_min(cells, length) if resize == "slice" else cells
+    return _resample(table, 0, reach, length, rows=length)
+
+
+def _resample(table: Tensor, first: int, reach: int, length: int, *, rows: int) -> Tensor:
+    """Rows ``first + i * (reach - 1) / (length - 1)``, linear between two rows of the table.
+
+    Without a branch on the size, so that one exported program takes any.
+    """
+    if not torch.compiler.is_exporting() and rows == table.shape[0]:
         return table
-    if resize == "slice" and table.shape[0] > length:
-        return table[:length]
-    return _interpolate(table, length)
-
-
-def _interpolate(table: Tensor, rows: int) -> Tensor:
-    # align_corners: the outermost offsets stay outermost, and offset zero stays in the middle.
-    columns = F.interpolate(table.t()[None], size=rows, mode="linear", align_corners=True)
-    return columns[0].t()
+    numerator = torch.arange(rows, device=table.device) * (reach - 1)
+    denominator = torch.sym_max(length - 1, 1)
+    lower = numerator // denominator
+    between = (numerator - lower * denominator).to(table.dtype) / denominator
+    upper = (lower + 1).clamp(max=table.shape[0] - 1 - first)
+    return torch.lerp(table[first + lower], table[first + upper], between[:, None])
 
 
 class RelativePosition(nn.Module):
