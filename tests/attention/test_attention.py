@@ -76,6 +76,19 @@ def test_chunked_is_the_same_over_several_chunks(monkeypatch, tile):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chunked_operator_keeps_its_promises_to_the_compiler(strided, dtype):
+    q, k, v = torch.randn(2, 12, 3, 2, 8).to(dtype).permute(2, 0, 3, 1, 4)
+    if not strided:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    tensors = [q, k, v, torch.randn(2, 2, 12, 3), torch.randn(2, 2, 12, 4)]
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    torch.library.opcheck(chunked._attention, (*leaves, 0.3))
+    out = chunked._attention(*tensors, 0.3)
+    torch.library.opcheck(chunked._attention_backward, (torch.randn_like(out), *tensors, out, 0.3))
+
+
 @pytest.mark.parametrize("size", [(6, 6), (4, 9)])
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("scale_position", [True, False])

@@ -130,8 +130,8 @@ def _attention_backward(
         rounded = grad_logits if v.dtype == dtype else half.copy_(grad_logits)
         grad_q[tile] = (rounded @ k[heads].flatten(0, 1)).mul_(scale).view_as(q[tile])
         grad_keys_t[heads] += (queries.transpose(1, 2) @ rounded).mul_(scale).view_as(keys_t[heads])
-    grad_k = grad_keys_t.transpose(2, 3).to(k.dtype)
-    grad_v = grad_values_t.transpose(2, 3).to(v.dtype)
+    grad_k = torch.empty_like(k).copy_(grad_keys_t.transpose(2, 3))
+    grad_v = torch.empty_like(v).copy_(grad_values_t.transpose(2, 3))
     return grad_q, grad_k, grad_v, grad_height, grad_width
 
 

@@ -6,7 +6,7 @@ so a query needs H + W of them rather than H * W.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ def resize_relative(table: Tensor, length: int, resize: TableResize) -> Tensor:
     ``"interpolate"`` stretches the table, so an offset across the whole map stays one.
     """
     cells = (table.shape[0] + 1) // 2
-    reach = torch.sym_min(cells, length) if resize == "slice" else cells
+    reach: Any = torch.sym_min(cells, length) if resize == "slice" else cells
     return _resample(table, cells - reach, reach, length, rows=2 * length - 1)
 
 
@@ -70,7 +70,7 @@ def resize_absolute(table: Tensor, length: int, resize: TableResize) -> Tensor:
     canvas; otherwise as :func:`resize_relative`.
     """
     cells = table.shape[0]
-    reach = torch.sym_min(cells, length) if resize == "slice" else cells
+    reach: Any = torch.sym_min(cells, length) if resize == "slice" else cells
     return _resample(table, 0, reach, length, rows=length)
 
 
@@ -82,7 +82,7 @@ def _resample(table: Tensor, first: int, reach: int, length: int, *, rows: int) 
     if not torch.compiler.is_exporting() and rows == table.shape[0]:
         return table
     numerator = torch.arange(rows, device=table.device) * (reach - 1)
-    denominator = torch.sym_max(length - 1, 1)
+    denominator: Any = torch.sym_max(length - 1, 1)
     lower = numerator // denominator
     between = (numerator - lower * denominator).to(table.dtype) / denominator
     upper = (lower + 1).clamp(max=table.shape[0] - 1 - first)

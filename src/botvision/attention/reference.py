@@ -31,11 +31,13 @@ def probabilities(
         (B, heads, N, N) in float32 (float64 for float64), each row summing to one; cell (i, j) is
         what query i takes from key j.
     """
-    logits = (accurate(q) * scale) @ accurate(k).transpose(-2, -1)
+    queries, keys = accurate(q).flatten(0, 1), accurate(k).flatten(0, 1).transpose(1, 2)
+    position = queries.new_zeros(1)
     if height_logits is not None and width_logits is not None:
-        position = height_logits.unsqueeze(-1) + width_logits.unsqueeze(-2)
-        logits = logits + position.flatten(-2)
-    return logits.softmax(dim=-1)
+        position = (height_logits.unsqueeze(-1) + width_logits.unsqueeze(-2)).flatten(-2)
+        position = position.flatten(0, 1)
+    logits = torch.baddbmm(position, queries, keys, alpha=scale)
+    return logits.softmax(dim=-1).unflatten(0, q.shape[:2])
 
 
 def attend(
