@@ -8,52 +8,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as oracle
 
-from botvision.data.categories import Categories
 from botvision.data.coco import CocoDataset, find_splits, load_split, merge_categories
 from botvision.data.jitter import LargeScaleJitter
 from botvision.errors import UserError
+from coco_files import HEIGHT, IDENTITY, SQUARE, WIDTH, annotation, content, load, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
-HEIGHT, WIDTH = 40, 60
-# Scales by 1, crops nothing and does not mirror an image of 60 x 40.
-IDENTITY = LargeScaleJitter(60, (1.0, 1.0), flip=False)
-
-
-def annotation(id_, image_id=1, category_id=1, bbox=(10, 10, 20, 20), **more):
-    entry = {"id": id_, "image_id": image_id, "category_id": category_id, "bbox": list(bbox)}
-    return entry | {"segmentation": SQUARE} | more
-
-
-def content(annotations, images=2, categories=((1, "cat"), (2, "dog"))):
-    return {
-        "images": [
-            {"id": i + 1, "file_name": f"{i + 1}.png", "width": WIDTH, "height": HEIGHT}
-            for i in range(images)
-        ],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in categories],
-    }
-
-
-def write(root, what, name="instances_train", folder="train"):
-    """Write an annotation file and noise images; returns the file."""
-    (root / "annotations").mkdir(parents=True, exist_ok=True)
-    file = root / "annotations" / f"{name}.json"
-    file.write_text(json.dumps(what))
-    rng = np.random.default_rng(0)
-    for image in what.get("images", ()):
-        path = root / folder / image["file_name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-    return file
-
-
-def load(root, what, **where):
-    write(root, what, **where)
-    return load_split(next(iter(find_splits(root).values())))
 
 
 def train_set(data, jitter=IDENTITY, **more):
@@ -128,52 +88,6 @@ def test_missing_images_are_counted(tmp_path):
     (tmp_path / "train" / "1.png").unlink()
     with pytest.raises(UserError, match=r"first image, 1\.png, is in none of .*train, .*images"):
         load_split(split)
-
-
-def test_labels_follow_the_order_of_the_ids_whatever_they_are():
-    categories = Categories.from_pairs([(90, "z"), (0, "a"), (7, "m")], "file")
-    assert (categories.ids, categories.names) == ((0, 7, 90), ("a", "m", "z"))
-    assert categories.label_of == {0: 1, 7: 2, 90: 3}
-    assert [categories.name(label) for label in (1, 2, 3)] == ["a", "m", "z"]
-    assert str(categories) == "3 classes (label = id name): 1 = 0 a, 2 = 7 m, 3 = 90 z"
-    assert len(categories) == 3
-    for label in (0, 4):
-        with pytest.raises(IndexError):
-            categories.name(label)
-
-
-def test_a_long_mapping_is_abridged():
-    many = Categories.from_pairs(((i, f"c{i}") for i in range(80)), "file")
-    assert str(many).endswith("8 = 7 c7, ..., 80 = 79 c79")
-
-
-def test_categories_of_splits_are_united(tmp_path):
-    one = load(tmp_path / "a", content([annotation(1, category_id=5)], categories=[(5, "e")]))
-    two = load(tmp_path / "b", content([annotation(1, category_id=0)], categories=[(0, "o")]))
-    united = merge_categories(one, two)
-    assert united == Categories((0, 5), ("o", "e"))
-    labels = [
-        CocoDataset(data, united, jitter=IDENTITY)[0][1]["labels"].tolist() for data in (one, two)
-    ]
-    assert labels == [[2], [1]]
-
-
-def test_contradicting_categories_are_an_error_with_both_files(tmp_path):
-    one = load(tmp_path / "a", content([], categories=[(1, "cat")]))
-    renamed = load(tmp_path / "b", content([], categories=[(1, "dog")]))
-    moved = load(tmp_path / "c", content([], categories=[(2, "cat")]))
-    with pytest.raises(UserError, match=r"b/.*: category 1 is 'dog', but 'cat' in .*/a/"):
-        merge_categories(one, renamed)
-    with pytest.raises(UserError, match=r"c/.*: 'cat' is category 2, but 1 in .*/a/"):
-        merge_categories(one, moved)
-
-
-def test_a_category_that_the_model_lacks_is_an_error(tmp_path):
-    data = load(tmp_path, content([annotation(1, category_id=2)]))
-    with pytest.raises(
-        UserError, match=r"train\.json: category 2 is not among the model's 1 class"
-    ):
-        CocoDataset(data, Categories((1,), ("cat",)), jitter=IDENTITY)
 
 
 @pytest.mark.parametrize(
