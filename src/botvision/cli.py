@@ -2,169 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 import botvision
-from botvision.config import DetectorConfig, Device, TrainConfig
 from botvision.errors import UserError
-
-RECIPES = Path(__file__).parent / "recipes"
+from botvision.parsers import (
+    Parser,
+    bench_parser,
+    demo_parser,
+    doctor_parser,
+    eval_parser,
+    models_parser,
+    parse_train,
+    predict_parser,
+    train_parser,
+)
 
 EPILOG = """DATA is a folder in COCO format (annotations/*.json and image folders), a zip or tar
 of one, or a built-in set: shapes, shapes-context. RUN is a folder that `botvision train` wrote,
 or its best.safetensors."""
-
-
-class Parser(ArgumentParser):
-    """Options with dashes, and errors of one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and exit with status 2."""
-        line = " ".join(str(message).split())
-        print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
-
-    def add_train_config(self) -> None:
-        """Every field of ``TrainConfig`` as an option, DATA as the positional."""
-        self.add_class_arguments(TrainConfig, as_group=False, as_positional=True)
-        for action in self._actions:
-            dashed = [option.replace("_", "-") for option in action.option_strings]
-            for option in set(dashed) - set(action.option_strings):
-                self._option_string_actions[option] = action
-            action.option_strings = dashed
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def _train_parser() -> Parser:
-    parser = Parser(description="Train Mask R-CNN or Faster R-CNN on COCO-format data.")
-    parser.add_argument(
-        "--recipe", help=f"settings to start from: {', '.join(recipe_names())}", type=str
-    )
-    parser.add_argument(
-        "--config", action="config", help="YAML of settings; it beats the recipe, a flag beats it"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in --out, if any"
-    )
-    parser.add_train_config()
-    return parser
-
-
-def parse_train(parser: Parser, arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
-    """The settings of ``botvision train ARGUMENTS``, and whether to resume.
-
-    Later beats earlier: the defaults, the recipe, the config file, the flags; when resuming, the
-    run's own config stands for the recipe.
-    """
-    # jsonargparse lets the later of two options win, so the layers are put in that order.
-    layers: list[str] = []
-    flags, recipes = _take(list(arguments), "--recipe")
-    flags, configs = _take(flags, "--config")
-    _, outs = _take(flags, "--out")
-    if "--resume" in flags and not outs:
-        raise UserError("--resume needs --out, the run folder to go on with")
-    run_config = Path(outs[-1]) / "config.yaml" if outs else None
-    if "--resume" in flags and run_config is not None and run_config.is_file():
-        settings = yaml.safe_load(run_config.read_text(encoding="utf-8"))
-        own = {k: v for k, v in settings.items() if k not in ("resolved", "versions")}
-        layers, recipes = [json.dumps(own)], []
-    for name in recipes:
-        path = RECIPES / f"{name}.yaml"
-        if not path.is_file():
-            raise UserError(
-                f"--recipe {name}: no such recipe; choose one of {', '.join(recipe_names())}, or "
-                "give a file with --config"
-            )
-        layers.append(str(path))
-    for config in configs:
-        if not Path(config).is_file():
-            raise UserError(f"--config {config}: no such file")
-        layers.append(config)
-    layered = [part for layer in layers for part in ("--config", layer)]
-    parsed = parser.parse_args([*layered, *flags])
-    fields = parsed.as_dict()
-    resume = fields.pop("resume")
-    for name in ("recipe", "config"):
-        fields.pop(name, None)
-    fields["detector"] = DetectorConfig(**fields["detector"])
-    return TrainConfig(**fields), resume
-
-
-def _take(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
-    """The arguments without ``option``, and its values."""
-    rest, values = [], []
-    remaining = iter(arguments)
-    for argument in remaining:
-        name, equals, value = argument.partition("=")
-        if name != option:
-            rest.append(argument)
-            continue
-        following = value if equals else next(remaining, None)
-        if following is None:
-            raise UserError(f"{option} needs a value")
-        values.append(following)
-    return rest, values
-
-
-def _add_device(parser: Parser) -> None:
-    parser.add_argument("--device", type=Device, default="auto", help="auto, cpu, cuda or mps")
-
-
-def _eval_parser() -> Parser:
-    parser = Parser(description="COCO metrics of a run on a data set.")
-    parser.add_argument("run", type=Path, help="run folder or best.safetensors")
-    parser.add_argument("data", type=str, help="COCO folder, archive or built-in set")
-    parser.add_argument("--split", type=str, help="by default val, else test, else the only one")
-    parser.add_argument(
-        "--max-detections", type=int, help="kept an image (100 in COCO; more for crowded images)"
-    )
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.001, help="0.05 in the paper's code base"
-    )
-    parser.add_argument("--workers", type=int, default=-1, help="processes that load; -1 chooses")
-    parser.add_argument("--out", type=Path, help="where to write; the run folder by default")
-    _add_device(parser)
-    return parser
-
-
-def _predict_parser() -> Parser:
-    parser = Parser(description="Detect on images: overlays and a JSON file.")
-    parser.add_argument("run", type=Path, help="run folder or best.safetensors")
-    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="draw and list from it")
-    parser.add_argument("--max-detections", type=int, help="kept an image")
-    parser.add_argument("--out", type=Path, help="where to write; RUN/predictions by default")
-    _add_device(parser)
-    return parser
-
-
-def _models_parser() -> Parser:
-    parser = Parser(description="The paper's models: parameters, multiply-adds, published figures.")
-    parser.add_argument("--json", action="store_true", help="for other programs")
-    return parser
-
-
-def _doctor_parser() -> Parser:
-    return Parser(description="Versions, devices, whether the operators load, and what to do.")
-
-
-def _demo_parser() -> Parser:
-    parser = Parser(description="Train on the built-in shapes, evaluate, and draw what came of it.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
-    return parser
 
 
 def _train(parser: Parser, arguments: Sequence[str]) -> None:
@@ -195,6 +57,18 @@ def _models(parser: Parser, arguments: Sequence[str]) -> None:
     show_models(as_json=options["json"])
 
 
+def _bench(parser: Parser, arguments: Sequence[str]) -> None:
+    options = _options(parser, arguments)
+    # The profiler that counts memory on the CPU would print its own start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    from botvision.commands.bench import bench_attention, bench_model
+
+    if options["benchmark"] == "attention":
+        bench_attention(**options["attention"])
+    else:
+        bench_model(**options["model"])
+
+
 def _doctor(parser: Parser, arguments: Sequence[str]) -> None:
     _options(parser, arguments)
     from botvision.commands.doctor import doctor
@@ -205,7 +79,7 @@ def _doctor(parser: Parser, arguments: Sequence[str]) -> None:
 def _demo(parser: Parser, arguments: Sequence[str]) -> None:
     options = _options(parser, arguments)
     settings = [*("shapes", "--recipe", "demo", "--out", str(options["out"])), "--resume"]
-    config, _ = parse_train(_train_parser(), settings)
+    config, _ = parse_train(train_parser(), settings)
     from botvision.commands.demo import demo
 
     demo(config)
@@ -219,12 +93,13 @@ def _options(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 Command = tuple[Callable[[], Parser], Callable[[Parser, Sequence[str]], None], str]
 
 COMMANDS: dict[str, Command] = {
-    "train": (_train_parser, _train, "DATA: train a detector"),
-    "eval": (_eval_parser, _eval, "RUN DATA: COCO metrics of a run"),
-    "predict": (_predict_parser, _predict, "RUN IMAGE...: masks, boxes and names on images"),
-    "models": (_models_parser, _models, "the paper's models and their figures"),
-    "doctor": (_doctor_parser, _doctor, "is everything installed as it should be?"),
-    "demo": (_demo_parser, _demo, "train, evaluate and draw on built-in data, in minutes"),
+    "train": (train_parser, _train, "DATA: train a detector"),
+    "eval": (eval_parser, _eval, "RUN DATA: COCO metrics of a run"),
+    "predict": (predict_parser, _predict, "RUN IMAGE...: masks, boxes and names on images"),
+    "models": (models_parser, _models, "the paper's models and their figures"),
+    "bench": (bench_parser, _bench, "time and memory of attention layers or models, here"),
+    "doctor": (doctor_parser, _doctor, "is everything installed as it should be?"),
+    "demo": (demo_parser, _demo, "train, evaluate and draw on built-in data, in minutes"),
 }
 
 

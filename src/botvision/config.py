@@ -15,6 +15,8 @@ Task = Literal["segmentation", "detection"]
 Norm = Literal["plain", "sync", "frozen"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "16"]
+Compute = Literal["32", "bf16", "16"]
+Mode = Literal["forward", "train"]
 
 
 @dataclass

@@ -14,10 +14,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from botvision.cli import COMMANDS, Parser, _train_parser, main, parse_train, recipe_names
+from botvision.cli import COMMANDS, main
 from botvision.commands import doctor as doctor_module
 from botvision.config import TrainConfig
 from botvision.errors import UserError
+from botvision.parsers import Parser, parse_train, recipe_names, train_parser
 from tiny import TINY_SETTINGS
 
 
@@ -38,7 +39,7 @@ def fail(capsys, *arguments):
 
 
 def settings(*arguments):
-    return parse_train(_train_parser(), ["DATA", *arguments])[0]
+    return parse_train(train_parser(), ["DATA", *arguments])[0]
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

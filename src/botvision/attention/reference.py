@@ -37,7 +37,7 @@ def probabilities(
         position = (height_logits.unsqueeze(-1) + width_logits.unsqueeze(-2)).flatten(-2)
         position = position.flatten(0, 1)
     logits = torch.baddbmm(position, queries, keys, alpha=scale)
-    return logits.softmax(dim=-1).unflatten(0, q.shape[:2])
+    return logits.softmax(dim=-1).reshape(*q.shape[:3], k.shape[2])
 
 
 def attend(

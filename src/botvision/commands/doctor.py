@@ -6,10 +6,10 @@ Imports nothing heavy at the top: a broken installation is what it is there to d
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
 
+from botvision.environment import machine
 from botvision.errors import UserError
 
 _PACKAGES = (
@@ -72,8 +72,8 @@ def _check_operators() -> None:
 def _print_devices() -> None:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{'cpu':18}{cores} cores, {torch.get_num_threads()} threads")
+    here = machine()
+    print(f"{'cpu':18}{here['cpu']}, {here['cores']} cores, {here['threads']} threads")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(index)

@@ -6,12 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 
 import timm
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from botvision.models import create_model, list_models
+from botvision.models.figures import count
 
 # As printed in the paper (version 2); its Table 9 multiply-adds do not follow from its own
 # counter, which gives 5.26 or 5.42 G for the model of 4.27 G.
@@ -37,14 +36,11 @@ def model_figures(name: str, image_size: int | None = None) -> ModelFigures:
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
     size = image_size or cfg.input_size[-1]
-    with torch.device("meta"):
-        model = create_model(name, image_size=size, impl="reference").eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, size, size))
+    parameters, multiply_adds = count(lambda: create_model(name, image_size=size), size)
     return ModelFigures(
         name=name,
-        parameters=sum(p.numel() for p in model.parameters()),
-        multiply_adds=counter.get_total_flops() // 2,
+        parameters=parameters,
+        multiply_adds=multiply_adds,
         image_size=size,
         paper=_PAPER.get(name, ""),
     )

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning
-import timm
 import torch
-import torchvision
 import yaml
 
-import botvision
 from botvision.config import TrainConfig
+from botvision.environment import versions
 from botvision.errors import UserError
+from botvision.files import write_text
 
 
 class RunFolder:
@@ -78,20 +75,12 @@ class RunFolder:
                 continue
             if event["step"] <= step:
                 kept.append(line + "\n")
-        _write(self.events, "".join(kept))
+        write_text(self.events, "".join(kept))
 
     def write_config(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
         """Write all settings, what was resolved from them, and the versions that ran."""
-        versions = {
-            "botvision": botvision.__version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-            "lightning": lightning.__version__,
-        }
-        content = {**_plain(asdict(config)), "resolved": resolved, "versions": versions}
-        _write(self.config, yaml.safe_dump(content, sort_keys=False))
+        content = {**_plain(asdict(config)), "resolved": resolved, "versions": versions()}
+        write_text(self.config, yaml.safe_dump(content, sort_keys=False))
 
     def log(self, event: str, step: int, **values: Any) -> None:
         """Append one event, a line of JSON."""
@@ -100,7 +89,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the last evaluation."""
-        _write(self.metrics, json.dumps(metrics, indent=2) + "\n")
+        write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
     def end(self, step: int) -> None:
         """Note that all was written that belongs to a run of so many steps."""
@@ -113,13 +102,6 @@ class RunFolder:
         lines = self.events.read_text(encoding="utf-8").splitlines()
         events = [json.loads(line) for line in lines]
         return any(event["event"] == "end" and event["step"] >= steps for event in events)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing, whenever the process is killed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -124,7 +124,7 @@ def _loss_figure(train: list[Event]) -> Figure:
     rates.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     rates.set_ylabel("learning rate", color=INK)
     for axes in (losses, rates):
-        _tidy(axes)
+        tidy(axes)
     _label_steps(rates, steps)
     _label_ends(losses, ends)
     figure.align_ylabels()
@@ -156,7 +156,7 @@ def _ap_figure(evaluations: list[Event]) -> Figure:
         ends.append((f"{name} {last:.3f}", colour, last))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("average precision", color=INK)
-    _tidy(axes)
+    tidy(axes)
     _label_steps(axes, steps)
     _label_ends(axes, ends)
     return figure
@@ -181,7 +181,8 @@ def _last(values: Values) -> float:
     return float(finite[-1]) if len(finite) else float("nan")
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Give a panel the project's grid, spines and ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
     axes.grid(color="#e6e6e6", linewidth=0.7)

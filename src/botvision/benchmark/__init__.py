@@ -1,0 +1,1 @@
+"""Time and memory, measured: attention layers side by side, and whole models."""

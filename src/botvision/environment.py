@@ -1,0 +1,41 @@
+"""What a result was measured with: versions and machine."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result, with their build."""
+    packages = ("botvision", "torch", "torchvision", "timm", "lightning")
+    imported = {name: str(importlib.import_module(name).__version__) for name in packages}
+    return {"python": platform.python_version(), **imported}
+
+
+def machine() -> dict[str, Any]:
+    """The ``cpu`` by name, ``cores`` that this process may use, torch's ``threads``, ``platform``.
+
+    ``gpu`` is the name of the first GPU that torch can use, or None.
+    """
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    # Linux leaves platform.processor() empty or names the architecture alone.
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

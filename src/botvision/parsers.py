@@ -1,0 +1,243 @@
+"""What every command takes; nothing heavy loads here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from botvision.config import Compute, DetectorConfig, Device, Mode, TrainConfig
+from botvision.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Parser(ArgumentParser):
+    """Options with dashes, and errors of one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and exit with status 2."""
+        line = " ".join(str(message).split())
+        print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+    def add_train_config(self) -> None:
+        """Every field of ``TrainConfig`` as an option, DATA as the positional."""
+        self.add_class_arguments(TrainConfig, as_group=False, as_positional=True)
+        for action in self._actions:
+            dashed = [option.replace("_", "-") for option in action.option_strings]
+            for option in set(dashed) - set(action.option_strings):
+                self._option_string_actions[option] = action
+            action.option_strings = dashed
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def train_parser() -> Parser:
+    """``botvision train``."""
+    parser = Parser(description="Train Mask R-CNN or Faster R-CNN on COCO-format data.")
+    parser.add_argument(
+        "--recipe", help=f"settings to start from: {', '.join(recipe_names())}", type=str
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML of settings; it beats the recipe, a flag beats it"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in --out, if any"
+    )
+    parser.add_train_config()
+    return parser
+
+
+def parse_train(parser: Parser, arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
+    """The settings of ``botvision train ARGUMENTS``, and whether to resume.
+
+    Later beats earlier: the defaults, the recipe, the config file, the flags; when resuming, the
+    run's own config stands for the recipe.
+    """
+    # jsonargparse lets the later of two options win, so the layers are put in that order.
+    layers: list[str] = []
+    flags, recipes = _take(list(arguments), "--recipe")
+    flags, configs = _take(flags, "--config")
+    _, outs = _take(flags, "--out")
+    if "--resume" in flags and not outs:
+        raise UserError("--resume needs --out, the run folder to go on with")
+    run_config = Path(outs[-1]) / "config.yaml" if outs else None
+    if "--resume" in flags and run_config is not None and run_config.is_file():
+        settings = yaml.safe_load(run_config.read_text(encoding="utf-8"))
+        own = {k: v for k, v in settings.items() if k not in ("resolved", "versions")}
+        layers, recipes = [json.dumps(own)], []
+    for name in recipes:
+        path = RECIPES / f"{name}.yaml"
+        if not path.is_file():
+            raise UserError(
+                f"--recipe {name}: no such recipe; choose one of {', '.join(recipe_names())}, or "
+                "give a file with --config"
+            )
+        layers.append(str(path))
+    for config in configs:
+        if not Path(config).is_file():
+            raise UserError(f"--config {config}: no such file")
+        layers.append(config)
+    layered = [part for layer in layers for part in ("--config", layer)]
+    parsed = parser.parse_args([*layered, *flags])
+    fields = parsed.as_dict()
+    resume = fields.pop("resume")
+    for name in ("recipe", "config"):
+        fields.pop(name, None)
+    fields["detector"] = DetectorConfig(**fields["detector"])
+    return TrainConfig(**fields), resume
+
+
+def _take(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
+    """The arguments without ``option``, and its values."""
+    rest, values = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if name != option:
+            rest.append(argument)
+            continue
+        following = value if equals else next(remaining, None)
+        if following is None:
+            raise UserError(f"{option} needs a value")
+        values.append(following)
+    return rest, values
+
+
+def _add_device(parser: Parser) -> None:
+    parser.add_argument("--device", type=Device, default="auto", help="auto, cpu, cuda or mps")
+
+
+def eval_parser() -> Parser:
+    """``botvision eval``."""
+    parser = Parser(description="COCO metrics of a run on a data set.")
+    parser.add_argument("run", type=Path, help="run folder or best.safetensors")
+    parser.add_argument("data", type=str, help="COCO folder, archive or built-in set")
+    parser.add_argument("--split", type=str, help="by default val, else test, else the only one")
+    parser.add_argument(
+        "--max-detections", type=int, help="kept an image (100 in COCO; more for crowded images)"
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.001, help="0.05 in the paper's code base"
+    )
+    parser.add_argument("--workers", type=int, default=-1, help="processes that load; -1 chooses")
+    parser.add_argument("--out", type=Path, help="where to write; the run folder by default")
+    _add_device(parser)
+    return parser
+
+
+def predict_parser() -> Parser:
+    """``botvision predict``."""
+    parser = Parser(description="Detect on images: overlays and a JSON file.")
+    parser.add_argument("run", type=Path, help="run folder or best.safetensors")
+    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="draw and list from it")
+    parser.add_argument("--max-detections", type=int, help="kept an image")
+    parser.add_argument("--out", type=Path, help="where to write; RUN/predictions by default")
+    _add_device(parser)
+    return parser
+
+
+def models_parser() -> Parser:
+    """``botvision models``."""
+    parser = Parser(description="The paper's models: parameters, multiply-adds, published figures.")
+    parser.add_argument("--json", action="store_true", help="for other programs")
+    return parser
+
+
+def bench_parser() -> Parser:
+    """``botvision bench``."""
+    parser = Parser(description="Measure time and memory on this machine.")
+    subcommands = parser.add_subcommands(required=True, dest="benchmark")
+    for name, make, text in (
+        ("attention", _bench_attention_parser, "every implementation, timm's, and a convolution"),
+        ("model", _bench_model_parser, "whole models"),
+    ):
+        subparser = make()
+        subcommands.add_subcommand(name, subparser, help=text)
+        subparser.prog = f"botvision bench {name}"
+    return parser
+
+
+def _bench_attention_parser() -> Parser:
+    parser = Parser(
+        description="One attention layer: every implementation, timm's layer with the same "
+        "weights, attention without positions, and the 3x3 convolution that it replaces."
+    )
+    parser.add_argument(
+        "--sizes",
+        type=str,
+        nargs="+",
+        default=["7", "14", "20", "24", "32", "40", "64", "80", "50x84"],
+        help="maps, in cells: a side, or HEIGHTxWIDTH",
+    )
+    parser.add_argument("--dim", type=int, default=512, help="channels in and out")
+    parser.add_argument("--heads", type=int, default=4, help="attention heads")
+    parser.add_argument(
+        "--batch-size", type=int, help="by default 2048 cells' worth, from 1 to 8 images"
+    )
+    parser.add_argument(
+        "--impl", type=str, nargs="+", help="implementations; by default all that run on the device"
+    )
+    _add_bench(parser, seconds=5.0, precision=["32", "bf16"], mode=["forward", "train"])
+    parser.add_argument("--plot", type=Path, help="draw time and memory over cells: FILE.png")
+    return parser
+
+
+def _bench_model_parser() -> Parser:
+    parser = Parser(description="Whole models, run in turn; the first is what others compare to.")
+    parser.add_argument(
+        "names",
+        type=str,
+        nargs="*",
+        default=["resnet50", "botnet50"],
+        metavar="NAME[@PX]",
+        help="models of botvision or timm, at PX pixels instead of --image-size",
+    )
+    parser.add_argument("--image-size", type=int, default=224, help="side of the images, pixels")
+    parser.add_argument("--batch-size", type=int, default=1, help="images a run")
+    _add_bench(parser, seconds=20.0, precision=["32"], mode=["forward"])
+    return parser
+
+
+def _add_bench(parser: Parser, *, seconds: float, precision: list[str], mode: list[str]) -> None:
+    parser.add_argument(
+        "--precision", type=Compute, nargs="+", default=precision, help="one or more; 32 is no TF32"
+    )
+    parser.add_argument(
+        "--mode",
+        type=Mode,
+        nargs="+",
+        default=mode,
+        help="one or both: inference, or a forward and backward pass",
+    )
+    parser.add_argument("--seconds", type=float, default=seconds, help="to spend on each row")
+    parser.add_argument("--compile", action="store_true", help="everything by torch.compile")
+    parser.add_argument(
+        "--device",
+        type=Literal["auto", "cpu", "cuda"],
+        default="auto",
+        help="where to run; auto is cuda if there is one",
+    )
+    parser.add_argument("--json", type=Path, help="write the rows to FILE, after each row")
+
+
+def doctor_parser() -> Parser:
+    """``botvision doctor``."""
+    return Parser(description="Versions, devices, whether the operators load, and what to do.")
+
+
+def demo_parser() -> Parser:
+    """``botvision demo``."""
+    parser = Parser(description="Train on the built-in shapes, evaluate, and draw what came of it.")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
+    return parser
