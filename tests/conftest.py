@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# As the command does: threads that wait by spinning slow each other where cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 
 from botvision.data.shapes import write_shapes

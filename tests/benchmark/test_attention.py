@@ -4,9 +4,9 @@ import pytest
 import torch
 from timm.layers.bottleneck_attn import BottleneckAttn
 
-from botvision.attention import RelativeAttention2d, chunked, implementations
+from botvision.attention import RelativeAttention2d, chunked, functional, implementations
 from botvision.benchmark import attention
-from botvision.benchmark.attention import AttentionSettings, bench_attention, chosen_by_auto, exact
+from botvision.benchmark.attention import AttentionSettings, bench_attention, exact
 
 SUBJECTS = [*implementations("cpu"), "timm", "no positions", "3x3 convolution"]
 
@@ -67,7 +67,7 @@ def test_every_row_is_complete_and_accurate():
 def test_a_fault_of_an_implementation_shows_in_its_error(monkeypatch):
     attend = chunked.attend
     monkeypatch.setitem(
-        attention.functional._IMPLEMENTATIONS,
+        functional._IMPLEMENTATIONS,
         "chunked",
         lambda q, k, v, by_row, by_column, scale: attend(q, k, v, by_row, by_column, 2 * scale),
     )
@@ -80,7 +80,7 @@ def test_an_implementation_that_cannot_run_says_why(monkeypatch):
     def refuse(*_):
         raise ValueError("heads of 8 only")
 
-    monkeypatch.setitem(attention.functional._IMPLEMENTATIONS, "chunked", refuse)
+    monkeypatch.setitem(functional._IMPLEMENTATIONS, "chunked", refuse)
     (rows,) = bench_attention(tiny(sizes=[(3, 3)], precision=["32"], mode=["forward"]))
     failed = next(row for row in rows if row.subject == "chunked")
     assert failed.failure == "ValueError: heads of 8 only"
@@ -98,24 +98,31 @@ def test_a_batch_is_of_2048_cells_and_8_images_at_most(monkeypatch):
 
 
 def test_the_marked_one_is_what_auto_runs(monkeypatch):
-    ran = []
-    for name, attend in list(attention.functional._IMPLEMENTATIONS.items()):
+    settings = tiny(sizes=[(3, 3), (30, 30)])
+    marked = [row for group in bench_attention(settings) for row in group if row.auto]
+    assert len(marked) == 8
 
-        def spy(*args, name=name, attend=attend):
+    ran = []
+    for name in ("reference", "flash", "chunked"):
+        module = getattr(functional, name)
+
+        def spy(*args, name=name, attend=module.attend):
             ran.append(name)
             return attend(*args)
 
-        monkeypatch.setitem(attention.functional._IMPLEMENTATIONS, name, spy)
-    monkeypatch.setattr(
-        attention.reference, "attend", attention.functional._IMPLEMENTATIONS["reference"]
-    )
-    layer = RelativeAttention2d(16, (30, 30), num_heads=2)
-    for requires_grad in (False, True):
-        for side in (3, 30):
-            x = torch.randn(1, 16, side, side, requires_grad=requires_grad)
-            with torch.set_grad_enabled(requires_grad):
-                layer(x)
-            assert chosen_by_auto(x, 2, "32") == ran.pop()
+        monkeypatch.setattr(module, "attend", spy)
+        monkeypatch.setitem(functional._IMPLEMENTATIONS, name, spy)
+    for row in marked:
+        size = (row.height, row.width)
+        x = torch.randn(1, 16, *size, requires_grad=row.mode == "train")
+        layer = RelativeAttention2d(16, size, num_heads=2)
+        half = row.precision == "bf16"
+        with (
+            torch.set_grad_enabled(row.mode == "train"),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
+        ):
+            layer(x)
+        assert row.subject == ran.pop()
 
 
 def test_memory_is_linear_in_the_tokens_for_chunked_and_quadratic_for_reference(monkeypatch):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from botvision.attention.flops import count_products
 from botvision.attention.reference import accurate
 
 # Logits in a tile: 4 Mi values are 16 MiB in float32. With fewer, the time goes into packing the
@@ -26,7 +27,14 @@ Tile = tuple[slice, slice, slice]
 def attend(
     q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> Tensor:
-    """Same arguments, result and gradients as :func:`botvision.attention.reference.attend`."""
+    """Same arguments, result and gradients as :func:`botvision.attention.reference.attend`.
+
+    Raises:
+        ValueError: the device is not a CPU, whose fused kernel alone adds a float32 bias to
+            half-precision products.
+    """
+    if q.device.type != "cpu":
+        raise ValueError(f"the chunked attention is for a CPU, not {q.device}")
     out: Tensor = _attention(q, k, v, height_logits, width_logits, scale)
     return out
 
@@ -39,7 +47,6 @@ def _attention(
     bias = _buffer(q, height_logits.dtype)
     for tile in _tiles(q):
         images_and_heads = tile[:2]
-        # The fused kernel adds a float32 bias also to half-precision products.
         out[tile] = F.scaled_dot_product_attention(
             q[tile],
             k[images_and_heads],
@@ -161,3 +168,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _attention.register_fake(_like_a_map)
 _attention_backward.register_fake(_like_the_inputs)
 _attention.register_autograd(_backward, setup_context=_save)
+
+count_products(torch.ops.botvision.chunked_attention, 2)
+count_products(torch.ops.botvision.chunked_attention_backward, 5)

@@ -9,8 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from botvision.attention import chunked, flash, reference
+from botvision.attention import chunked, flash, flex, reference
 from botvision.attention.position import relative_logits
+
+try:
+    from botvision.attention import triton
+except ImportError:  # Triton is made for Linux alone.
+    triton = None  # type: ignore[assignment]
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
@@ -18,16 +23,28 @@ _IMPLEMENTATIONS: dict[str, Attend] = {
     "reference": reference.attend,
     "chunked": chunked.attend,
     "flash": flash.attend,
+    "flex": flex.attend,
 }
+if triton is not None:
+    _IMPLEMENTATIONS["triton"] = triton.attend
 
-# Smaller maps train faster with the logits kept than recomputed.
-_REFERENCE_TOKENS = 512
+# Measured crossovers on a CPU (benchmarks/README.md). Maps of fewer cells train faster with their
+# logits kept than recomputed; half precision then with the fused kernel's own backward.
+_REFERENCE_CELLS = 800
+_FLASH_CELLS = 2000
 
 
 def implementations(device: torch.device | str) -> list[str]:
     """Names of the implementations that run on ``device``; ``"reference"`` is always among them."""
-    torch.device(device)
-    return list(_IMPLEMENTATIONS)
+    device = torch.device(device)
+    names = ["reference", "flash"]
+    if device.type == "cpu":
+        names.append("chunked")
+    if device.type == "cuda" and triton is not None:
+        names.append("flex")
+    if triton is not None and triton.available(device):
+        names.append("triton")
+    return names
 
 
 def attend(
@@ -43,13 +60,14 @@ def attend(
     """Run one implementation (or ``"auto"``); see ``reference.probabilities`` for the arguments.
 
     Raises:
-        ValueError: ``impl`` is not the name of an implementation.
+        ValueError: ``impl`` is not the name of an implementation, or does not run on these inputs.
     """
     if impl != "auto" and impl not in _IMPLEMENTATIONS:
         names = ", ".join(["auto", *_IMPLEMENTATIONS])
         raise ValueError(f"no attention implementation is named {impl!r}; choose one of {names}")
     if impl == "auto":
-        impl = _fastest(q, k, v)
+        trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+        impl = fastest(q, trained=trained)
     if impl == "reference":
         return reference.attend(q, k, v, height_logits, width_logits, scale)
     if height_logits is None or width_logits is None:
@@ -57,13 +75,23 @@ def attend(
     return _IMPLEMENTATIONS[impl](q, k, v, height_logits, width_logits, scale)
 
 
-def _fastest(q: Tensor, k: Tensor, v: Tensor) -> str:
+def fastest(q: Tensor, *, trained: bool) -> str:
+    """What ``impl="auto"`` takes for queries (B, heads, N, d), by measured crossovers.
+
+    ``trained``: with a backward pass to follow. An exported program has the reference.
+    """
+    tokens = q.shape[-2]
     if torch.compiler.is_exporting() or q.device.type == "meta":
         return "reference"
-    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
-    if trained and q.shape[-2] <= _REFERENCE_TOKENS:
-        return "reference"
-    return "chunked"
+    if q.device.type == "cpu":
+        if trained and tokens < _REFERENCE_CELLS:
+            return "reference"
+        if trained and q.dtype.itemsize <= 2 and tokens < _FLASH_CELLS:
+            return "flash"
+        return "chunked"
+    if triton is not None and triton.available(q.device) and triton.fits(q):
+        return "triton"
+    return "flash"
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:

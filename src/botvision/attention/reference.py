@@ -5,6 +5,8 @@ Clear, differentiable by autograd and exportable; memory grows with the square o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,13 +33,40 @@ def probabilities(
         (B, heads, N, N) in float32 (float64 for float64), each row summing to one; cell (i, j) is
         what query i takes from key j.
     """
-    queries, keys = accurate(q).flatten(0, 1), accurate(k).flatten(0, 1).transpose(1, 2)
-    position = queries.new_zeros(1)
+    position = torch.zeros((), dtype=accurate(q).dtype, device=q.device)
     if height_logits is not None and width_logits is not None:
         position = (height_logits.unsqueeze(-1) + width_logits.unsqueeze(-2)).flatten(-2)
         position = position.flatten(0, 1)
-    logits = torch.baddbmm(position, queries, keys, alpha=scale)
+    queries, keys = q.flatten(0, 1), k.flatten(0, 1)
+    if q.dtype.itemsize <= 2 and torch.is_grad_enabled():
+        logits: Tensor = _Logits.apply(position, queries, keys, scale)
+    else:
+        logits = _logits(position, queries, keys, scale)
     return logits.softmax(dim=-1).reshape(*q.shape[:3], k.shape[2])
+
+
+def _logits(position: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(position, accurate(q), accurate(k).transpose(1, 2), alpha=scale)
+
+
+class _Logits(torch.autograd.Function):
+    """Float32 logits of half-precision q and k, whose gradients are half-precision products."""
+
+    @staticmethod
+    def forward(ctx: Any, position: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k)
+        ctx.scale = scale
+        ctx.has_position = position.dim() > 0
+        return _logits(position, q, k, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k = ctx.saved_tensors
+        half = grad.to(q.dtype)
+        # A library copies the transposed factor of a product: let it be the small one.
+        grad_k = (q.transpose(1, 2) @ half).transpose(1, 2)
+        position = grad if ctx.has_position else None
+        return position, (half @ k) * ctx.scale, grad_k * ctx.scale, None
 
 
 def attend(

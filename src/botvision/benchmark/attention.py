@@ -12,7 +12,8 @@ from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from botvision.attention import RelativeAttention2d, functional, reference
+from botvision.attention import RelativeAttention2d, reference
+from botvision.attention.functional import fastest
 from botvision.attention.position import RelativePosition
 from botvision.benchmark.measure import DTYPES, Measurement, inference, measure, training
 from botvision.config import Compute, Mode
@@ -140,7 +141,9 @@ def _bench_map(
             errors[name] = max(map(_relative_error, results, want))
 
     measured = measure(runs, seconds=settings.seconds, device=device, inspect=inspect)
-    chosen = chosen_by_auto(x, settings.heads, precision)
+    head = (settings.heads, size[0] * size[1], settings.dim // settings.heads)
+    queries = torch.empty(batch, *head, dtype=DTYPES[precision], device=device)
+    chosen = fastest(queries, trained=mode == "train")
     return [
         AttentionRow(
             mode=mode,
@@ -221,17 +224,6 @@ def exact(
     if upstream is None:
         return (out,)
     return torch.autograd.grad(out, [x, *layer.parameters()], upstream.double())
-
-
-def chosen_by_auto(x: Tensor, heads: int, precision: Compute) -> str:
-    """The implementation that ``impl="auto"`` takes for an input ``x`` (B, dim, H, W)."""
-    batch, dim, height, width = x.shape
-    lead = (batch, heads, height * width)
-    q = torch.empty(*lead, dim // heads, dtype=DTYPES[precision], device=x.device)
-    q.requires_grad_(x.requires_grad)
-    by_row, by_column = (torch.empty(*lead, length, device=x.device) for length in (height, width))
-    with torch.set_grad_enabled(x.requires_grad):
-        return functional._fastest(q, q, q, by_row, by_column)
 
 
 def _relative_error(result: Tensor, want: Tensor) -> float:

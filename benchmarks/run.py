@@ -1,0 +1,134 @@
+"""Every measurement behind this project's figures, in one command.
+
+    python benchmarks/run.py           # on the GPU if torch sees one, else on the CPU
+    python benchmarks/run.py --plan    # only say what would be measured
+
+Run it on an otherwise idle machine. Results go to benchmarks/results/, with the machine's name and
+the versions; see benchmarks/README.md for what they are compared with and what follows from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+# As the command does, and before torch loads its OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from rich.console import Console
+from timm.layers import SEModule
+from timm.models.resnet import Bottleneck, ResNet
+from torch import nn
+
+from botvision.benchmark.models import bench_models
+from botvision.benchmark.report import collect, header, model_table
+from botvision.commands.bench import bench_attention, bench_model
+from botvision.models import create_model, to_botnet
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SIZES = ["7", "14", "20", "24", "32", "40", "50x84", "64", "80"]
+
+
+def botnet_t7() -> nn.Module:
+    """BoTNet-S1-128 at 384 px: SiLU, squeeze and excitation of ratio 1/16 in every block."""
+    squeeze = partial(SEModule, rd_ratio=1 / 16, bias=False)
+    resnet = ResNet(
+        Bottleneck, [3, 4, 23, 12], act_layer=nn.SiLU, block_args={"attn_layer": squeeze}
+    )
+    return to_botnet(resnet, 384, stride=1)
+
+
+def gpu_tests() -> None:
+    """What only a GPU can show: that the compiled kernels are right, there and deterministic."""
+    tests = [sys.executable, "-m", "pytest", "-q", "tests/attention"]
+    subprocess.run(tests, cwd=ROOT, check=True)
+
+
+def attention(device: str) -> None:
+    bench_attention(
+        sizes=SIZES,
+        seconds=5.0,
+        device=device,
+        json=RESULTS / f"attention-{device}.json",
+        plot=RESULTS / f"attention-{device}.png",
+    )
+
+
+def models(device: str, image_size: int, batch_size: int) -> None:
+    """The paper's claim of little overhead: botnet50 beside the ResNet it came from."""
+    bench_model(
+        names=["resnet50", "botnet50"],
+        image_size=image_size,
+        batch_size=batch_size,
+        precision=["32", "bf16"],
+        mode=["forward", "train"] if device == "cuda" else ["forward"],
+        seconds=40.0,
+        device=device,
+        json=RESULTS / f"resnet50-botnet50-{image_size}-{device}.json",
+    )
+
+
+def efficientnet(device: str, batch_size: int) -> None:
+    """The paper's claim of 1.64x: equal accuracy on ImageNet, each at its own image size."""
+    pair = {
+        "tf_efficientnet_b7": (partial(create_model, "tf_efficientnet_b7"), 600),
+        "botnet_t7": (botnet_t7, 384),
+    }
+    settings = {
+        "device": device,
+        "batch_size": batch_size,
+        "precision": ["32", "bf16"],
+        "mode": ["forward", "train"] if device == "cuda" else ["forward"],
+        "seconds": 60.0,
+    }
+    collect(
+        [],
+        partial(bench_models, pair, **settings),
+        header=header("model", settings),
+        table=model_table,
+        json=RESULTS / f"efficientnet-b7-botnet-t7-{device}.json",
+        console=Console(),
+    )
+
+
+def plan(device: str) -> dict[str, Callable[[], None]]:
+    """What is measured on a device, and how."""
+    few, many = (1, 8) if device == "cpu" else (8, 128)
+    steps: dict[str, Callable[[], None]] = {
+        f"one layer, {len(SIZES)} maps, forward and training, all implementations": partial(
+            attention, device
+        ),
+        f"botnet50 and resnet50 at 1024 px, batch {few}": partial(models, device, 1024, few),
+        f"botnet50 and resnet50 at 224 px, batch {many}": partial(models, device, 224, many),
+        f"botnet_t7 at 384 px and EfficientNet-B7 at 600 px, batch {few}": partial(
+            efficientnet, device, few
+        ),
+    }
+    if device == "cuda":
+        return {"the kernels' tests on the GPU": gpu_tests, **steps}
+    return steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", action="store_true", help="only say what would be measured")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="by default the GPU if any")
+    arguments = parser.parse_args()
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not arguments.plan and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --plan says what would be measured")
+    for step, run in plan(device).items():
+        print(f"{device}: {step}", flush=True)
+        if not arguments.plan:
+            run()
+
+
+if __name__ == "__main__":
+    main()
