@@ -212,7 +212,7 @@ capability, launches, block_w = int(sys.argv[1]), getattr(ours, sys.argv[2]), in
 ints = "image_stride head_stride token_stride heads tokens height width padded_width"
 half = "q k v out grad grad_q grad_k grad_v"
 kinds = dict.fromkeys(ints.split(), "i32") | dict.fromkeys(half.split(), "*bf16")
-kernels = ours._forward, ours._backward_queries, ours._backward_keys
+kernels = ours.forward, ours.backward_queries, ours.backward_keys
 for kernel, launch in zip(kernels, launches):
     constants = dict(dim=128, block_d=128, block_m=launch.queries, precision="ieee")
     constants |= dict(rows=launch.keys // block_w, block_w=block_w)

@@ -76,9 +76,10 @@ def attend(
 
 
 def fastest(q: Tensor, *, trained: bool) -> str:
-    """What ``impl="auto"`` takes for queries (B, heads, N, d), by measured crossovers.
+    """What ``impl="auto"`` takes for queries (B, heads, N, d); an exported program the reference.
 
-    ``trained``: with a backward pass to follow. An exported program has the reference.
+    ``trained``: with a backward pass to follow. On a CPU by measured crossovers; on a GPU, where
+    nothing has been measured yet, our own kernel where it runs.
     """
     tokens = q.shape[-2]
     if torch.compiler.is_exporting() or q.device.type == "meta":
