@@ -61,8 +61,10 @@ def test_gradients_by_finite_differences(impl, monkeypatch):
     assert torch.autograd.gradcheck(run, tensors)
 
 
-@pytest.mark.parametrize("tile", [300, 3000, 50_000])
-def test_chunked_is_the_same_over_several_chunks(monkeypatch, tile):
+@pytest.mark.parametrize("tile", [300, 3000, 10_000, 50_000])
+@pytest.mark.parametrize("fused", [True, False])
+def test_chunked_is_the_same_over_several_chunks(monkeypatch, tile, fused):
+    monkeypatch.setattr(chunked, "_MATRIX_TOKENS", 1024 if fused else 0)
     monkeypatch.setattr(chunked, "TILE_LOGITS", tile)
 
     tensors = [t.requires_grad_() for t in draw((9, 13), batch=2, heads=3)]

@@ -21,6 +21,9 @@ from botvision.attention.reference import accurate
 # keys anew for every tile; with more, the tile leaves the caches.
 TILE_LOGITS = 4 * 2**20
 
+# In float32, maps from here on are faster by the matrix library than by the fused kernel.
+_MATRIX_TOKENS = 1024
+
 Tile = tuple[slice, slice, slice]
 
 
@@ -44,16 +47,19 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> Tensor:
     out = _like_a_map(q, k, v, height_logits, width_logits, scale)
-    bias = _buffer(q, height_logits.dtype)
+    buffer = _buffer(q, height_logits.dtype)
+    fused = q.dtype.itemsize <= 2 or q.shape[-2] < _MATRIX_TOKENS
     for tile in _tiles(q):
-        images_and_heads = tile[:2]
-        out[tile] = F.scaled_dot_product_attention(
-            q[tile],
-            k[images_and_heads],
-            v[images_and_heads],
-            attn_mask=_outer_sum(height_logits[tile], width_logits[tile], bias),
-            scale=scale,
-        )
+        heads = tile[:2]
+        if fused:
+            bias = _outer_sum(height_logits[tile], width_logits[tile], buffer)
+            out[tile] = F.scaled_dot_product_attention(
+                q[tile], k[heads], v[heads], attn_mask=bias, scale=scale
+            )
+        else:
+            keys_t = k[heads].flatten(0, 1).transpose(1, 2)
+            weights = _weights(q, keys_t, height_logits, width_logits, scale, tile, buffer)
+            out[tile] = (weights @ v[heads].flatten(0, 1)).view_as(out[tile])
     return out
 
 
@@ -74,6 +80,7 @@ def _tiles(q: Tensor) -> Iterator[Tile]:
             yield slice(b, b + images), slice(None), slice(None)
         return
     rows = max(1, TILE_LOGITS // tokens)
+    rows -= rows % 64 if rows > 64 else 0  # an odd number of rows is slow in half precision
     for b, h, row in product(range(batch), range(heads), range(0, tokens, rows)):
         yield slice(b, b + 1), slice(h, h + 1), slice(row, row + rows)
 
@@ -92,6 +99,21 @@ def _outer_sum(height_logits: Tensor, width_logits: Tensor, buffer: Tensor) -> T
     out = buffer[: torch.Size(shape).numel()].view(shape)
     torch.add(by_row, by_column, out=out)
     return out.flatten(-2)
+
+
+def _weights(
+    q: Tensor,
+    keys_t: Tensor,
+    height_logits: Tensor,
+    width_logits: Tensor,
+    scale: float,
+    tile: Tile,
+    buffer: Tensor,
+) -> Tensor:
+    """Softmax of a tile, (images * heads, n, N), in ``buffer``; ``keys_t`` is (.., d, N)."""
+    logits = _outer_sum(height_logits[tile], width_logits[tile], buffer).flatten(0, 1)
+    logits.baddbmm_(accurate(q[tile]).flatten(0, 1), keys_t, alpha=scale)
+    return torch.softmax(logits, dim=-1, out=logits)
 
 
 @torch.library.custom_op("botvision::chunked_attention_backward", mutates_args=())
@@ -118,9 +140,8 @@ def _attention_backward(
         heads = tile[:2]
         queries, upstream, result = (t[tile].flatten(0, 1) for t in (q, grad, out))
 
-        logits = _outer_sum(height_logits[tile], width_logits[tile], logits_buffer).flatten(0, 1)
-        logits.baddbmm_(accurate(queries), keys_t[heads].flatten(0, 1), alpha=scale)
-        weights = torch.softmax(logits, dim=-1, out=logits)
+        keys = keys_t[heads].flatten(0, 1)
+        weights = _weights(q, keys, height_logits, width_logits, scale, tile, logits_buffer)
         grad_logits, half = (
             b[: weights.numel()].view_as(weights) for b in (grad_buffer, half_buffer)
         )
