@@ -24,6 +24,7 @@ TILE_LOGITS = 4 * 2**20
 # In float32, maps from here on are faster by the matrix library than by the fused kernel.
 _MATRIX_TOKENS = 1024
 
+Heads = tuple[slice, slice]
 Tile = tuple[slice, slice, slice]
 
 
@@ -47,19 +48,19 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> Tensor:
     out = _like_a_map(q, k, v, height_logits, width_logits, scale)
-    buffer = _buffer(q, height_logits.dtype)
+    buffer = _buffer(q, height_logits.dtype, TILE_LOGITS)
     fused = q.dtype.itemsize <= 2 or q.shape[-2] < _MATRIX_TOKENS
-    for tile in _tiles(q):
-        heads = tile[:2]
-        if fused:
-            bias = _outer_sum(height_logits[tile], width_logits[tile], buffer)
-            out[tile] = F.scaled_dot_product_attention(
-                q[tile], k[heads], v[heads], attn_mask=bias, scale=scale
-            )
-        else:
-            keys_t = k[heads].flatten(0, 1).transpose(1, 2)
-            weights = _weights(q, keys_t, height_logits, width_logits, scale, tile, buffer)
-            out[tile] = (weights @ v[heads].flatten(0, 1)).view_as(out[tile])
+    for heads, queries in _groups(q, TILE_LOGITS):
+        keys_t, values = k[heads].flatten(0, 1).transpose(1, 2), v[heads].flatten(0, 1)
+        for tile in ((*heads, rows) for rows in queries):
+            if fused:
+                bias = _outer_sum(height_logits[tile], width_logits[tile], buffer)
+                out[tile] = F.scaled_dot_product_attention(
+                    q[tile], k[heads], v[heads], attn_mask=bias, scale=scale
+                )
+            else:
+                weights = _weights(q, keys_t, height_logits, width_logits, scale, tile, buffer)
+                out[tile] = (weights @ values).view_as(out[tile])
     return out
 
 
@@ -71,24 +72,28 @@ def _like_a_map(
     return v.new_empty(batch, tokens, heads, dim).transpose(1, 2)
 
 
-def _tiles(q: Tensor) -> Iterator[Tile]:
-    """Slices of (images, heads, queries): whole images, or else queries of one image and head."""
+def _groups(q: Tensor, tile_logits: int) -> Iterator[tuple[Heads, list[slice]]]:
+    """Slices of (images, heads) that share a loop, and in each the slices of queries.
+
+    A tile is whole images or, of larger maps, some queries of one image and head.
+    """
     batch, heads, tokens, _ = q.shape
-    images = TILE_LOGITS // (heads * tokens**2)
+    images = tile_logits // (heads * tokens**2)
     if images:
         for b in range(0, batch, images):
-            yield slice(b, b + images), slice(None), slice(None)
+            yield (slice(b, b + images), slice(None)), [slice(None)]
         return
-    rows = max(1, TILE_LOGITS // tokens)
+    rows = max(1, tile_logits // tokens)
     rows -= rows % 64 if rows > 64 else 0  # an odd number of rows is slow in half precision
-    for b, h, row in product(range(batch), range(heads), range(0, tokens, rows)):
-        yield slice(b, b + 1), slice(h, h + 1), slice(row, row + rows)
+    for b, h in product(range(batch), range(heads)):
+        queries = [slice(row, row + rows) for row in range(0, tokens, rows)]
+        yield (slice(b, b + 1), slice(h, h + 1)), queries
 
 
-def _buffer(q: Tensor, dtype: torch.dtype) -> Tensor:
+def _buffer(q: Tensor, dtype: torch.dtype, tile_logits: int) -> Tensor:
     """Room for the logits of any tile; allocating them for each costs as much as filling them."""
     batch, heads, tokens, _ = q.shape
-    length = min(max(TILE_LOGITS, tokens), batch * heads * tokens**2)
+    length = min(max(tile_logits, tokens), batch * heads * tokens**2)
     return torch.empty(length, dtype=dtype, device=q.device)
 
 
@@ -129,37 +134,41 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = height_logits.dtype
     size = (height_logits.shape[-1], width_logits.shape[-1])
-    # Matrix libraries copy a transposed operand: transpose the small ones, here and once.
-    keys_t, values_t = accurate(k).transpose(2, 3).contiguous(), v.transpose(2, 3).contiguous()
-    grad_keys_t, grad_values_t = torch.zeros_like(keys_t), torch.zeros_like(keys_t)
-    grad_q, grad_height, grad_width = map(torch.empty_like, (q, height_logits, width_logits))
-    logits_buffer, grad_buffer = _buffer(q, dtype), _buffer(q, dtype)
-    half_buffer = grad_buffer if v.dtype == dtype else _buffer(q, v.dtype)
+    grad_q, grad_k, grad_v, grad_height, grad_width = _like_the_inputs(
+        grad, q, k, v, height_logits, width_logits, out, scale
+    )
+    # Two or three tiles are alive at once, so they are half as large.
+    tile_logits = TILE_LOGITS // 2
+    logits_buffer, grad_buffer = (_buffer(q, dtype, tile_logits) for _ in range(2))
+    half_buffer = grad_buffer if v.dtype == dtype else _buffer(q, v.dtype, tile_logits)
 
-    for tile in _tiles(q):
-        heads = tile[:2]
-        queries, upstream, result = (t[tile].flatten(0, 1) for t in (q, grad, out))
+    for heads, rows_of_queries in _groups(q, tile_logits):
+        # Matrix libraries copy a transposed operand: transpose the small ones, and once.
+        keys, values = k[heads].flatten(0, 1), v[heads].flatten(0, 1)
+        keys_t = accurate(keys).transpose(1, 2).contiguous()
+        values_t = values.transpose(1, 2).contiguous()
+        grad_keys_t, grad_values_t = torch.zeros_like(keys_t), torch.zeros_like(keys_t)
+        for tile in ((*heads, rows) for rows in rows_of_queries):
+            queries, upstream, result = (t[tile].flatten(0, 1) for t in (q, grad, out))
+            weights = _weights(q, keys_t, height_logits, width_logits, scale, tile, logits_buffer)
+            grad_logits, half = (
+                buffer[: weights.numel()].view_as(weights) for buffer in (grad_buffer, half_buffer)
+            )
 
-        keys = keys_t[heads].flatten(0, 1)
-        weights = _weights(q, keys, height_logits, width_logits, scale, tile, logits_buffer)
-        grad_logits, half = (
-            b[: weights.numel()].view_as(weights) for b in (grad_buffer, half_buffer)
-        )
-
-        rounded = weights if v.dtype == dtype else half.copy_(weights)
-        grad_values_t[heads] += (upstream.transpose(1, 2) @ rounded).view_as(values_t[heads])
-        # sum_j p_ij dp_ij: what the softmax subtracts from every gradient of row i.
-        row_mean = (accurate(upstream) * result).sum(dim=-1, keepdim=True)
-        torch.bmm(upstream, values_t[heads].flatten(0, 1), out=half)
-        torch.sub(half, row_mean, out=grad_logits).mul_(weights)
-        grid = grad_logits.view(*height_logits[tile].shape[:3], *size)
-        torch.sum(grid, dim=-1, out=grad_height[tile])
-        torch.sum(grid, dim=-2, out=grad_width[tile])
-        rounded = grad_logits if v.dtype == dtype else half.copy_(grad_logits)
-        grad_q[tile] = (rounded @ k[heads].flatten(0, 1)).mul_(scale).view_as(q[tile])
-        grad_keys_t[heads] += (queries.transpose(1, 2) @ rounded).mul_(scale).view_as(keys_t[heads])
-    grad_k = torch.empty_like(k).copy_(grad_keys_t.transpose(2, 3))
-    grad_v = torch.empty_like(v).copy_(grad_values_t.transpose(2, 3))
+            rounded = weights if v.dtype == dtype else half.copy_(weights)
+            grad_values_t += upstream.transpose(1, 2) @ rounded
+            # sum_j p_ij dp_ij: what the softmax subtracts from every gradient of row i.
+            row_mean = (accurate(upstream) * result).sum(dim=-1, keepdim=True)
+            torch.bmm(upstream, values_t, out=half)
+            torch.sub(half, row_mean, out=grad_logits).mul_(weights)
+            grid = grad_logits.view(*height_logits[tile].shape[:3], *size)
+            torch.sum(grid, dim=-1, out=grad_height[tile])
+            torch.sum(grid, dim=-2, out=grad_width[tile])
+            rounded = grad_logits if v.dtype == dtype else half.copy_(grad_logits)
+            grad_q[tile] = (rounded @ keys).mul_(scale).view_as(q[tile])
+            grad_keys_t += (queries.transpose(1, 2) @ rounded).mul_(scale)
+        grad_k[heads] = grad_keys_t.transpose(1, 2).view_as(k[heads])
+        grad_v[heads] = grad_values_t.transpose(1, 2).view_as(v[heads])
     return grad_q, grad_k, grad_v, grad_height, grad_width
 
 
