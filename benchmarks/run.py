@@ -55,7 +55,7 @@ def gpu_tests() -> None:
 def attention(device: str) -> None:
     bench_attention(
         sizes=SIZES,
-        seconds=4.0,
+        seconds=2.0,
         device=device,
         json=RESULTS / f"attention-{device}.json",
         plot=RESULTS / f"attention-{device}.png",
@@ -87,7 +87,7 @@ def efficientnet(device: str, batch_size: int) -> None:
         "batch_size": batch_size,
         "precision": ["32", "bf16"],
         "mode": ["forward", "train"] if device == "cuda" else ["forward"],
-        "seconds": 45.0,
+        "seconds": 40.0,
     }
     collect(
         [],
