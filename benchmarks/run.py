@@ -55,7 +55,7 @@ def gpu_tests() -> None:
 def attention(device: str) -> None:
     bench_attention(
         sizes=SIZES,
-        seconds=2.0,
+        seconds=4.0,
         device=device,
         json=RESULTS / f"attention-{device}.json",
         plot=RESULTS / f"attention-{device}.png",
