@@ -85,7 +85,10 @@ def test_models(capsys, tmp_path):
         (["attention", "--sizes", "0"], "--sizes 0: give cells"),
         (["attention", "--sizes", "3x"], "--sizes 3x: give cells"),
         (["attention", "--sizes", "3", "2x3x4"], "--sizes 2x3x4: give cells"),
-        (["attention", "--impl", "fast"], "--impl fast: on cpu there are reference, chunked"),
+        (
+            ["attention", "--impl", "fast"],
+            "--impl fast: on cpu there are reference, flash, chunked",
+        ),
         (["attention", "--dim", "12"], "--dim 12: give a multiple of 8"),
         (["attention", "--dim", "40", "--heads", "3"], "--dim 40: give a multiple of 8 and of"),
         (["attention", "--heads", "0"], "--heads 0: give more than 0"),
