@@ -51,7 +51,6 @@ def _attention(
     buffer = _buffer(q, height_logits.dtype, TILE_LOGITS)
     fused = q.dtype.itemsize <= 2 or q.shape[-2] < _MATRIX_TOKENS
     for heads, queries in _groups(q, TILE_LOGITS):
-        keys_t, values = k[heads].flatten(0, 1).transpose(1, 2), v[heads].flatten(0, 1)
         for tile in ((*heads, rows) for rows in queries):
             if fused:
                 bias = _outer_sum(height_logits[tile], width_logits[tile], buffer)
@@ -59,8 +58,9 @@ def _attention(
                     q[tile], k[heads], v[heads], attn_mask=bias, scale=scale
                 )
             else:
+                keys_t = k[heads].flatten(0, 1).transpose(1, 2)
                 weights = _weights(q, keys_t, height_logits, width_logits, scale, tile, buffer)
-                out[tile] = (weights @ values).view_as(out[tile])
+                out[tile] = (weights @ v[heads].flatten(0, 1)).view_as(out[tile])
     return out
 
 

@@ -56,7 +56,6 @@ class _Logits(torch.autograd.Function):
     def forward(ctx: Any, position: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(q, k)
         ctx.scale = scale
-        ctx.has_position = position.dim() > 0
         return _logits(position, q, k, scale)
 
     @staticmethod
@@ -65,7 +64,7 @@ class _Logits(torch.autograd.Function):
         half = grad.to(q.dtype)
         # A library copies the transposed factor of a product: let it be the small one.
         grad_k = (q.transpose(1, 2) @ half).transpose(1, 2)
-        position = grad if ctx.has_position else None
+        position = grad if ctx.needs_input_grad[0] else None
         return position, (half @ k) * ctx.scale, grad_k * ctx.scale, None
 
 
