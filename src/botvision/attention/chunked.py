@@ -84,7 +84,6 @@ def _groups(q: Tensor, tile_logits: int) -> Iterator[tuple[Heads, list[slice]]]:
             yield (slice(b, b + images), slice(None)), [slice(None)]
         return
     rows = max(1, tile_logits // tokens)
-    rows -= rows % 64 if rows > 64 else 0  # an odd number of rows is slow in half precision
     for b, h in product(range(batch), range(heads)):
         queries = [slice(row, row + rows) for row in range(0, tokens, rows)]
         yield (slice(b, b + 1), slice(h, h + 1)), queries
