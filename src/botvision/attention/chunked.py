@@ -7,6 +7,7 @@ FlashAttention does (Dao et al., 2022, section 3.1). Operators of their own, so 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -58,8 +59,8 @@ def _attention(
                     q[tile], k[heads], v[heads], attn_mask=bias, scale=scale
                 )
             else:
-                keys_t = k[heads].flatten(0, 1).transpose(1, 2)
-                weights = _weights(q, keys_t, height_logits, width_logits, scale, tile, buffer)
+                keys = k[heads].flatten(0, 1)
+                weights = _weights(q, keys, height_logits, width_logits, scale, tile, buffer)
                 out[tile] = (weights @ v[heads].flatten(0, 1)).view_as(out[tile])
     return out
 
@@ -107,16 +108,16 @@ def _outer_sum(height_logits: Tensor, width_logits: Tensor, buffer: Tensor) -> T
 
 def _weights(
     q: Tensor,
-    keys_t: Tensor,
+    keys: Tensor,
     height_logits: Tensor,
     width_logits: Tensor,
     scale: float,
     tile: Tile,
     buffer: Tensor,
 ) -> Tensor:
-    """Softmax of a tile, (images * heads, n, N), in ``buffer``; ``keys_t`` is (.., d, N)."""
+    """Softmax of a tile, (images * heads, n, N), in ``buffer``; ``keys`` is (.., N, d)."""
     logits = _outer_sum(height_logits[tile], width_logits[tile], buffer).flatten(0, 1)
-    logits.baddbmm_(accurate(q[tile]).flatten(0, 1), keys_t, alpha=scale)
+    logits.baddbmm_(accurate(q[tile]).flatten(0, 1), keys.mT, alpha=scale)
     return torch.softmax(logits, dim=-1, out=logits)
 
 
@@ -128,46 +129,65 @@ def _attention_backward(
     v: Tensor,
     height_logits: Tensor,
     width_logits: Tensor,
-    out: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype = height_logits.dtype
+    with _products_as_in(q.dtype):
+        return _gradients(grad, q, k, v, height_logits, width_logits, scale)
+
+
+@contextmanager
+def _products_as_in(dtype: torch.dtype) -> Iterator[None]:
+    """For bfloat16: float32 products may round their factors to it; sums and results stay float32.
+
+    Saves rounded copies of every tile, and is exact for what was bfloat16 before. PyTorch has this
+    setting for the whole process, so while a backward runs it holds in other threads too.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    if dtype == torch.bfloat16:
+        matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _gradients(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    height_logits: Tensor,
+    width_logits: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     size = (height_logits.shape[-1], width_logits.shape[-1])
     grad_q, grad_k, grad_v, grad_height, grad_width = _like_the_inputs(
-        grad, q, k, v, height_logits, width_logits, out, scale
+        grad, q, k, v, height_logits, width_logits, scale
     )
-    # Two or three tiles are alive at once, so they are half as large.
+    # Two tiles are alive at once, so they are half as large.
     tile_logits = TILE_LOGITS // 2
-    logits_buffer, grad_buffer = (_buffer(q, dtype, tile_logits) for _ in range(2))
-    half_buffer = grad_buffer if v.dtype == dtype else _buffer(q, v.dtype, tile_logits)
+    weights_buffer, grad_buffer = (_buffer(q, height_logits.dtype, tile_logits) for _ in range(2))
 
     for heads, rows_of_queries in _groups(q, tile_logits):
-        # Matrix libraries copy a transposed operand: transpose the small ones, and once.
-        keys, values = k[heads].flatten(0, 1), v[heads].flatten(0, 1)
-        keys_t = accurate(keys).transpose(1, 2).contiguous()
-        values_t = values.transpose(1, 2).contiguous()
-        grad_keys_t, grad_values_t = torch.zeros_like(keys_t), torch.zeros_like(keys_t)
+        keys, values = (accurate(t[heads]).flatten(0, 1) for t in (k, v))
+        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
         for tile in ((*heads, rows) for rows in rows_of_queries):
-            queries, upstream, result = (t[tile].flatten(0, 1) for t in (q, grad, out))
-            weights = _weights(q, keys_t, height_logits, width_logits, scale, tile, logits_buffer)
-            grad_logits, half = (
-                buffer[: weights.numel()].view_as(weights) for buffer in (grad_buffer, half_buffer)
+            queries, upstream = (accurate(t[tile]).flatten(0, 1) for t in (q, grad))
+            weights = _weights(q, keys, height_logits, width_logits, scale, tile, weights_buffer)
+            grad_values.baddbmm_(weights.mT, upstream)
+            logits_grad = grad_buffer[: weights.numel()].view_as(weights)
+            torch.bmm(upstream, values.mT, out=logits_grad)
+            torch.ops.aten._softmax_backward_data.out(
+                logits_grad, weights, -1, weights.dtype, grad_input=logits_grad
             )
-
-            rounded = weights if v.dtype == dtype else half.copy_(weights)
-            grad_values_t += upstream.transpose(1, 2) @ rounded
-            # sum_j p_ij dp_ij: what the softmax subtracts from every gradient of row i.
-            row_mean = (accurate(upstream) * result).sum(dim=-1, keepdim=True)
-            torch.bmm(upstream, values_t, out=half)
-            torch.sub(half, row_mean, out=grad_logits).mul_(weights)
-            grid = grad_logits.view(*height_logits[tile].shape[:3], *size)
+            grid = logits_grad.view(*height_logits[tile].shape[:3], *size)
             torch.sum(grid, dim=-1, out=grad_height[tile])
             torch.sum(grid, dim=-2, out=grad_width[tile])
-            rounded = grad_logits if v.dtype == dtype else half.copy_(grad_logits)
-            grad_q[tile] = (rounded @ keys).mul_(scale).view_as(q[tile])
-            grad_keys_t += (queries.transpose(1, 2) @ rounded).mul_(scale)
-        grad_k[heads] = grad_keys_t.transpose(1, 2).view_as(k[heads])
-        grad_v[heads] = grad_values_t.transpose(1, 2).view_as(v[heads])
+            grad_q[tile] = (logits_grad @ keys).mul_(scale).view_as(q[tile])
+            grad_keys.baddbmm_(logits_grad.mT, queries, alpha=scale)
+        grad_k[heads] = grad_keys.view_as(k[heads])
+        grad_v[heads] = grad_values.view_as(v[heads])
     return grad_q, grad_k, grad_v, grad_height, grad_width
 
 
@@ -178,7 +198,6 @@ def _like_the_inputs(
     v: Tensor,
     height_logits: Tensor,
     width_logits: Tensor,
-    out: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v, by_row, by_column = map(torch.empty_like, (q, k, v, height_logits, width_logits))
@@ -187,7 +206,7 @@ def _like_the_inputs(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, output)
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

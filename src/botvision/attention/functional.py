@@ -162,8 +162,8 @@ def relative_attention_2d(
     scale = q.shape[-1] ** -0.5
     q, k, v = (t.to(autocast_dtype(t)) for t in (q, k, v))
     with no_autocast(q.device):
-        queries = reference.accurate(q).reshape(*q.shape[:2], *size, q.shape[-1])
+        queries = q.unflatten(2, size)
         position_scale = scale if scale_position else 1.0
-        tables = (table.to(queries.dtype) * position_scale for table in (height_rel, width_rel))
-        by_row, by_column = (logits.flatten(2, 3) for logits in relative_logits(queries, *tables))
+        logits = relative_logits(queries, height_rel, width_rel, position_scale)
+        by_row, by_column = (of_map.flatten(2, 3) for of_map in logits)
         return attend(q, k, v, by_row, by_column, scale=scale, impl=impl)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from botvision.attention import reference
 from botvision.attention.functional import attend, no_autocast
 from botvision.attention.position import AbsolutePosition, RelativePosition, TableResize
-from botvision.attention.reference import accurate
 
 Position = Literal["relative", "absolute", "none"]
 
@@ -135,7 +134,7 @@ class RelativeAttention2d(nn.Module):
         height_logits = width_logits = None
         if self.pos_embed is not None:
             with no_autocast(x.device):
-                queries = accurate(q).reshape(batch, self.num_heads, height, width, -1)
+                queries = q.unflatten(2, (height, width))
                 scale = self.scale if self.scale_position else 1.0
                 by_row, by_column = self.pos_embed(queries, scale=scale)
             height_logits, width_logits = by_row.flatten(2, 3), by_column.flatten(2, 3)

@@ -9,46 +9,85 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 TableResize = Literal["slice", "interpolate"]
 
 
-def relative_logits(q: Tensor, height_rel: Tensor, width_rel: Tensor) -> tuple[Tensor, Tensor]:
+def relative_logits(
+    q: Tensor, height_rel: Tensor, width_rel: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     """What relative positions add to the logits: index = key - query + (L - 1).
 
     Args:
         q: queries on their map (B, heads, H, W, d).
         height_rel: (2H-1, d).
         width_rel: (2W-1, d).
+        scale: a factor of the result.
 
     Returns:
         height logits (B, heads, H, W, H) and width logits (B, heads, H, W, W), the last axis being
-        the key's row and the key's column.
+        the key's row and the key's column; float32, or float64 for a float64 ``q``.
     """
     height, width = q.shape[2:4]
-    by_row = height_rel[_offsets(height, q.device)]
-    by_column = width_rel[_offsets(width, q.device)]
-    return (
-        torch.einsum("bnhwd,hkd->bnhwk", q, by_row),
-        torch.einsum("bnhwd,wkd->bnhwk", q, by_column),
-    )
+    return _logits(q, _by_offset(height_rel, height), _by_offset(width_rel, width), scale)
 
 
-def absolute_logits(q: Tensor, height_abs: Tensor, width_abs: Tensor) -> tuple[Tensor, Tensor]:
+def absolute_logits(
+    q: Tensor, height_abs: Tensor, width_abs: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     """What absolute positions (paper, Table 4, ``q r_abs``) add: (H, d) and (W, d) of the key.
 
-    Shapes as in :func:`relative_logits`.
+    Otherwise as :func:`relative_logits`.
     """
-    return (
-        torch.einsum("bnhwd,kd->bnhwk", q, height_abs),
-        torch.einsum("bnhwd,kd->bnhwk", q, width_abs),
-    )
+    height, width = q.shape[2:4]
+    by_row, by_column = height_abs.expand(height, -1, -1), width_abs.expand(width, -1, -1)
+    return _logits(q, by_row, by_column, scale)
 
 
-def _offsets(length: int, device: torch.device) -> Tensor:
-    cell = torch.arange(length, device=device)
-    return cell[None, :] - cell[:, None] + length - 1
+def _by_offset(table: Tensor, length: int) -> Tensor:
+    """(2L-1, d) to (L, L, d): at [query, key] the row ``key - query + L - 1``.
+
+    By views, since the gradient of an index is slow: repeated at a period of one row more than
+    is read from each, the table moves on by one from query to query.
+    """
+    rows = F.pad(table, (0, 0, 0, 1)).expand(length, -1, -1).flatten(0, 1)
+    return rows[:-length].view(length, 2 * length - 1, -1)[:, length - 1 :]
+
+
+def _logits(q: Tensor, by_row: Tensor, by_column: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Products with the vectors of [query, key], (H, H, d) and (W, W, d), along each axis."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    by_row, by_column = by_row.to(dtype) * scale, by_column.to(dtype) * scale
+    apply = _AxisLogits.apply if torch.is_grad_enabled() else _axis_logits
+    rows_first, columns_first = q.permute(0, 2, 3, 1, 4), q.permute(0, 3, 2, 1, 4)
+    height_logits: Tensor = apply(rows_first, by_row)
+    width_logits: Tensor = apply(columns_first, by_column)
+    return height_logits.permute(0, 3, 1, 2, 4), width_logits.permute(0, 3, 2, 1, 4)
+
+
+def _axis_logits(q: Tensor, vectors: Tensor) -> Tensor:
+    """(B, L, M, heads, d) and (L, L, d) to (B, L, M, heads, L) in the dtype of ``vectors``."""
+    products = q.to(vectors.dtype).flatten(2, 3) @ vectors.mT
+    return products.unflatten(2, q.shape[2:4])
+
+
+class _AxisLogits(torch.autograd.Function):
+    """:func:`_axis_logits`, which keeps no float32 copy of q and has gradients in q's precision."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, vectors: Tensor) -> Tensor:
+        ctx.save_for_backward(q, vectors)
+        return _axis_logits(q, vectors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        q, vectors = ctx.saved_tensors
+        grad = grad.to(q.dtype).flatten(2, 3)
+        grad_q = (grad @ vectors.to(q.dtype)).unflatten(2, q.shape[2:4])
+        grad_vectors = grad.mT @ q.flatten(2, 3)
+        return grad_q, grad_vectors.sum(dim=0, dtype=vectors.dtype)
 
 
 def resize_relative(table: Tensor, length: int, resize: TableResize) -> Tensor:
@@ -122,7 +161,7 @@ class RelativePosition(nn.Module):
     def forward(self, q: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """``scale`` times :func:`relative_logits` of queries (B, heads, H, W, d)."""
         height_rel, width_rel = self.tables((q.shape[2], q.shape[3]))
-        return relative_logits(q, height_rel.to(q.dtype) * scale, width_rel.to(q.dtype) * scale)
+        return relative_logits(q, height_rel, width_rel, scale)
 
 
 class AbsolutePosition(nn.Module):
@@ -148,4 +187,4 @@ class AbsolutePosition(nn.Module):
         """``scale`` times :func:`absolute_logits` of queries (B, heads, H, W, d)."""
         height_abs = resize_absolute(self.height_abs, q.shape[2], self.table_resize)
         width_abs = resize_absolute(self.width_abs, q.shape[3], self.table_resize)
-        return absolute_logits(q, height_abs.to(q.dtype) * scale, width_abs.to(q.dtype) * scale)
+        return absolute_logits(q, height_abs, width_abs, scale)
