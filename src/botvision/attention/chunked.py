@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from botvision.attention.flops import count_products
-from botvision.attention.reference import accurate
 
 # Logits in a tile: 4 Mi values are 16 MiB in float32. With fewer, the time goes into packing the
 # keys anew for every tile; with more, the tile leaves the caches.
@@ -26,7 +25,6 @@ TILE_LOGITS = 4 * 2**20
 _MATRIX_TOKENS = 1024
 
 Heads = tuple[slice, slice]
-Tile = tuple[slice, slice, slice]
 
 
 def attend(
@@ -52,16 +50,17 @@ def _attention(
     buffer = _buffer(q, height_logits.dtype, TILE_LOGITS)
     fused = q.dtype.itemsize <= 2 or q.shape[-2] < _MATRIX_TOKENS
     for heads, queries in _groups(q, TILE_LOGITS):
+        if not fused:
+            keys, values = _matrices(k[heads]), _matrices(v[heads])
         for tile in ((*heads, rows) for rows in queries):
+            bias = _outer_sum(height_logits[tile], width_logits[tile], buffer)
             if fused:
-                bias = _outer_sum(height_logits[tile], width_logits[tile], buffer)
                 out[tile] = F.scaled_dot_product_attention(
                     q[tile], k[heads], v[heads], attn_mask=bias, scale=scale
                 )
             else:
-                keys = k[heads].flatten(0, 1)
-                weights = _weights(q, keys, height_logits, width_logits, scale, tile, buffer)
-                out[tile] = (weights @ v[heads].flatten(0, 1)).view_as(out[tile])
+                weights = _softmax(bias, _matrices(q[tile]), keys, scale)
+                out[tile] = (weights @ values).view_as(out[tile])
     return out
 
 
@@ -106,18 +105,15 @@ def _outer_sum(height_logits: Tensor, width_logits: Tensor, buffer: Tensor) -> T
     return out.flatten(-2)
 
 
-def _weights(
-    q: Tensor,
-    keys: Tensor,
-    height_logits: Tensor,
-    width_logits: Tensor,
-    scale: float,
-    tile: Tile,
-    buffer: Tensor,
-) -> Tensor:
-    """Softmax of a tile, (images * heads, n, N), in ``buffer``; ``keys`` is (.., N, d)."""
-    logits = _outer_sum(height_logits[tile], width_logits[tile], buffer).flatten(0, 1)
-    logits.baddbmm_(accurate(q[tile]).flatten(0, 1), keys.mT, alpha=scale)
+def _matrices(part: Tensor) -> Tensor:
+    """(b, h, n, d) to (b * h, n, d), in float32 (float64 stays), each matrix dense."""
+    dtype = torch.promote_types(part.dtype, torch.float32)
+    return part.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1)
+
+
+def _softmax(bias: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Softmax of ``scale queries keys^T + bias``, (b * h, n, N), in the memory of ``bias``."""
+    logits = bias.flatten(0, 1).baddbmm_(queries, keys.mT, alpha=scale)
     return torch.softmax(logits, dim=-1, out=logits)
 
 
@@ -170,11 +166,12 @@ def _gradients(
     weights_buffer, grad_buffer = (_buffer(q, height_logits.dtype, tile_logits) for _ in range(2))
 
     for heads, rows_of_queries in _groups(q, tile_logits):
-        keys, values = (accurate(t[heads]).flatten(0, 1) for t in (k, v))
+        keys, values = _matrices(k[heads]), _matrices(v[heads])
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
         for tile in ((*heads, rows) for rows in rows_of_queries):
-            queries, upstream = (accurate(t[tile]).flatten(0, 1) for t in (q, grad))
-            weights = _weights(q, keys, height_logits, width_logits, scale, tile, weights_buffer)
+            queries, upstream = _matrices(q[tile]), _matrices(grad[tile])
+            bias = _outer_sum(height_logits[tile], width_logits[tile], weights_buffer)
+            weights = _softmax(bias, queries, keys, scale)
             grad_values.baddbmm_(weights.mT, upstream)
             logits_grad = grad_buffer[: weights.numel()].view_as(weights)
             torch.bmm(upstream, values.mT, out=logits_grad)

@@ -162,7 +162,7 @@ def relative_attention_2d(
     scale = q.shape[-1] ** -0.5
     q, k, v = (t.to(autocast_dtype(t)) for t in (q, k, v))
     with no_autocast(q.device):
-        queries = q.unflatten(2, size)
+        queries = q.reshape(*q.shape[:2], *size, q.shape[-1])
         position_scale = scale if scale_position else 1.0
         logits = relative_logits(queries, height_rel, width_rel, position_scale)
         by_row, by_column = (of_map.flatten(2, 3) for of_map in logits)

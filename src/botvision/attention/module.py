@@ -134,7 +134,7 @@ class RelativeAttention2d(nn.Module):
         height_logits = width_logits = None
         if self.pos_embed is not None:
             with no_autocast(x.device):
-                queries = q.unflatten(2, (height, width))
+                queries = q.reshape(*q.shape[:2], height, width, -1)
                 scale = self.scale if self.scale_position else 1.0
                 by_row, by_column = self.pos_embed(queries, scale=scale)
             height_logits, width_logits = by_row.flatten(2, 3), by_column.flatten(2, 3)

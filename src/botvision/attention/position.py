@@ -70,7 +70,7 @@ def _logits(q: Tensor, by_row: Tensor, by_column: Tensor, scale: float) -> tuple
 def _axis_logits(q: Tensor, vectors: Tensor) -> Tensor:
     """(B, L, M, heads, d) and (L, L, d) to (B, L, M, heads, L) in the dtype of ``vectors``."""
     products = q.to(vectors.dtype).flatten(2, 3) @ vectors.mT
-    return products.unflatten(2, q.shape[2:4])
+    return products.view(*q.shape[:4], -1)
 
 
 class _AxisLogits(torch.autograd.Function):
@@ -85,7 +85,7 @@ class _AxisLogits(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         q, vectors = ctx.saved_tensors
         grad = grad.to(q.dtype).flatten(2, 3)
-        grad_q = (grad @ vectors.to(q.dtype)).unflatten(2, q.shape[2:4])
+        grad_q = (grad @ vectors.to(q.dtype)).view(q.shape)
         grad_vectors = grad.mT @ q.flatten(2, 3)
         return grad_q, grad_vectors.sum(dim=0, dtype=vectors.dtype)
 
