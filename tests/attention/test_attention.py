@@ -66,6 +66,7 @@ def test_gradients_by_finite_differences(impl, monkeypatch):
 def test_chunked_is_the_same_over_several_chunks(monkeypatch, tile, fused):
     monkeypatch.setattr(chunked, "_MATRIX_TOKENS", 1024 if fused else 0)
     monkeypatch.setattr(chunked, "TILE_LOGITS", tile)
+    monkeypatch.setattr(chunked, "BACKWARD_TILE_LOGITS", tile // 2)
 
     tensors = [t.requires_grad_() for t in draw((9, 13), batch=2, heads=3)]
     upstream = draw((9, 13), batch=2, heads=3, seed=1)[0]
@@ -89,6 +90,34 @@ def test_the_chunked_operator_keeps_its_promises_to_the_compiler(strided, dtype)
     torch.library.opcheck(chunked._attention, (*leaves, 0.3))
     out = chunked._attention(*tensors, 0.3)
     torch.library.opcheck(chunked._attention_backward, (torch.randn_like(out), *tensors, 0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chunked_backward_leaves_the_precision_of_products_as_it_was(dtype):
+    tensors = [t.to(dtype).requires_grad_() for t in draw((5, 6))]
+    relative_attention_2d(*tensors, size=(5, 6), impl="chunked").sum().backward()
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+    with pytest.raises(RuntimeError), chunked._products_as_in(dtype):
+        raise RuntimeError
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(7, 9), (26, 34)])
+def test_half_precision_gradients_are_those_of_float64_to_a_rounding(dtype, size):
+    tensors = [(t * 2).to(dtype) for t in draw(size, batch=2, heads=2, dim=16)]
+    upstream = draw(size, batch=2, heads=2, dim=16, seed=1)[0].to(dtype)
+
+    def gradients(tensors, impl):
+        tensors = [t.requires_grad_() for t in tensors]
+        out = relative_attention_2d(*tensors, size=size, impl=impl)
+        return torch.autograd.grad(out, tensors, upstream.to(out.dtype))
+
+    exact = gradients([t.double() for t in tensors], "reference")
+    for impl in IMPLEMENTATIONS:
+        for got, want in zip(gradients(tensors, impl), exact, strict=True):
+            error = (got.double() - want).norm() / want.norm()
+            assert error < torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("size", [(6, 6), (4, 9)])

@@ -21,6 +21,9 @@ from botvision.attention.flops import count_products
 # keys anew for every tile; with more, the tile leaves the caches.
 TILE_LOGITS = 4 * 2**20
 
+# The backward has two tiles at once. This much holds a head of 40x40 whole.
+BACKWARD_TILE_LOGITS = 5 * 2**19
+
 # In float32, maps from here on are faster by the matrix library than by the fused kernel.
 _MATRIX_TOKENS = 1024
 
@@ -138,7 +141,7 @@ def _products_as_in(dtype: torch.dtype) -> Iterator[None]:
     Saves rounded copies of every tile, and is exact for what was bfloat16 before. PyTorch has this
     setting for the whole process, so while a backward runs it holds in other threads too.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     if dtype == torch.bfloat16:
         matmul.fp32_precision = "bf16"
@@ -161,11 +164,10 @@ def _gradients(
     grad_q, grad_k, grad_v, grad_height, grad_width = _like_the_inputs(
         grad, q, k, v, height_logits, width_logits, scale
     )
-    # Two tiles are alive at once, so they are half as large.
-    tile_logits = TILE_LOGITS // 2
-    weights_buffer, grad_buffer = (_buffer(q, height_logits.dtype, tile_logits) for _ in range(2))
+    dtype = height_logits.dtype
+    weights_buffer, grad_buffer = (_buffer(q, dtype, BACKWARD_TILE_LOGITS) for _ in range(2))
 
-    for heads, rows_of_queries in _groups(q, tile_logits):
+    for heads, rows_of_queries in _groups(q, BACKWARD_TILE_LOGITS):
         keys, values = _matrices(k[heads]), _matrices(v[heads])
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
         for tile in ((*heads, rows) for rows in rows_of_queries):

@@ -29,9 +29,9 @@ if triton is not None:
     _IMPLEMENTATIONS["triton"] = triton.attend
 
 # Measured crossovers on a CPU (benchmarks/README.md). Maps of fewer cells train faster with their
-# logits kept than recomputed; half precision then with the fused kernel's own backward.
-_REFERENCE_CELLS = 800
-_FLASH_CELLS = 2000
+# logits kept than recomputed.
+_KEPT_CELLS = 800
+_KEPT_CELLS_HALF = 300
 
 
 def implementations(device: torch.device | str) -> list[str]:
@@ -85,11 +85,8 @@ def fastest(q: Tensor, *, trained: bool) -> str:
     if torch.compiler.is_exporting() or q.device.type == "meta":
         return "reference"
     if q.device.type == "cpu":
-        if trained and tokens < _REFERENCE_CELLS:
-            return "reference"
-        if trained and q.dtype.itemsize <= 2 and tokens < _FLASH_CELLS:
-            return "flash"
-        return "chunked"
+        kept = _KEPT_CELLS_HALF if q.dtype.itemsize <= 2 else _KEPT_CELLS
+        return "reference" if trained and tokens < kept else "chunked"
     if triton is not None and triton.available(q.device) and triton.fits(q):
         return "triton"
     return "flash"
