@@ -23,27 +23,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch
 from rich.console import Console
-from timm.layers import SEModule
-from timm.models.resnet import Bottleneck, ResNet
-from torch import nn
 
 from botvision.benchmark.models import bench_models
 from botvision.benchmark.report import collect, header, model_table
 from botvision.commands.bench import bench_attention, bench_model
-from botvision.models import create_model, to_botnet
+from botvision.models import create_model
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SIZES = ["7", "14", "20", "24", "32", "40", "50x84", "64", "80"]
-
-
-def botnet_t7() -> nn.Module:
-    """BoTNet-S1-128 at 384 px: SiLU, squeeze and excitation of ratio 1/16 in every block."""
-    squeeze = partial(SEModule, rd_ratio=1 / 16, bias=False)
-    resnet = ResNet(
-        Bottleneck, [3, 4, 23, 12], act_layer=nn.SiLU, block_args={"attn_layer": squeeze}
-    )
-    return to_botnet(resnet, 384, stride=1)
 
 
 def gpu_tests() -> None:
@@ -80,7 +68,7 @@ def efficientnet(device: str, batch_size: int) -> None:
     """The paper's claim of 1.64x: equal accuracy on ImageNet, each at its own image size."""
     pair = {
         "tf_efficientnet_b7": (partial(create_model, "tf_efficientnet_b7"), 600),
-        "botnet_t7": (botnet_t7, 384),
+        "botnet_t7": (partial(create_model, "botnet_t7"), 384),
     }
     settings = {
         "device": device,

@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 import botvision
+from botvision.config import DetectionConfig
 from botvision.errors import UserError
 from botvision.parsers import (
     Parser,
@@ -24,13 +25,14 @@ from botvision.parsers import (
     train_parser,
 )
 
-EPILOG = """DATA is a folder in COCO format (annotations/*.json and image folders), a zip or tar
-of one, or a built-in set: shapes, shapes-context. RUN is a folder that `botvision train` wrote,
+EPILOG = """DATA is a folder in COCO format (annotations/*.json and image folders) or of class
+folders (train/CLASS/*.jpg, val/CLASS/*.jpg), a zip or tar of either, or a built-in set: shapes,
+shapes-context. RUN is a folder that `botvision train` wrote,
 or its best.safetensors."""
 
 
 def _train(parser: Parser, arguments: Sequence[str]) -> None:
-    config, resume = parse_train(parser, arguments)
+    config, resume = parse_train(arguments, EPILOG)
     from botvision.commands.train import train
 
     train(config, resume=resume)
@@ -61,12 +63,12 @@ def _bench(parser: Parser, arguments: Sequence[str]) -> None:
     options = _options(parser, arguments)
     # The profiler that counts memory on the CPU would print its own start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from botvision.commands.bench import bench_attention, bench_model
+    from botvision.commands.bench import bench_attention, bench_data, bench_model
 
-    if options["benchmark"] == "attention":
-        bench_attention(**options["attention"])
-    else:
-        bench_model(**options["model"])
+    run: dict[str, Callable[..., object]]
+    run = {"attention": bench_attention, "model": bench_model, "data": bench_data}
+    name = options["benchmark"]
+    run[name](**options[name])
 
 
 def _doctor(parser: Parser, arguments: Sequence[str]) -> None:
@@ -79,7 +81,8 @@ def _doctor(parser: Parser, arguments: Sequence[str]) -> None:
 def _demo(parser: Parser, arguments: Sequence[str]) -> None:
     options = _options(parser, arguments)
     settings = [*("shapes", "--recipe", "demo", "--out", str(options["out"])), "--resume"]
-    config, _ = parse_train(train_parser(), settings)
+    config, _ = parse_train(settings)
+    assert isinstance(config, DetectionConfig)
     from botvision.commands.demo import demo
 
     demo(config)
@@ -93,11 +96,11 @@ def _options(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 Command = tuple[Callable[[], Parser], Callable[[Parser, Sequence[str]], None], str]
 
 COMMANDS: dict[str, Command] = {
-    "train": (train_parser, _train, "DATA: train a detector"),
-    "eval": (eval_parser, _eval, "RUN DATA: COCO metrics of a run"),
-    "predict": (predict_parser, _predict, "RUN IMAGE...: masks, boxes and names on images"),
+    "train": (train_parser, _train, "DATA: train a detector or a classifier"),
+    "eval": (eval_parser, _eval, "RUN DATA: COCO metrics or accuracy of a run"),
+    "predict": (predict_parser, _predict, "RUN IMAGE...: masks, boxes and names, or the class"),
     "models": (models_parser, _models, "the paper's models and their figures"),
-    "bench": (bench_parser, _bench, "time and memory of attention layers or models, here"),
+    "bench": (bench_parser, _bench, "attention layers, models or reading images, timed here"),
     "doctor": (doctor_parser, _doctor, "is everything installed as it should be?"),
     "demo": (demo_parser, _demo, "train, evaluate and draw on built-in data, in minutes"),
 }
@@ -109,7 +112,7 @@ def _usage() -> str:
         [
             "usage: botvision COMMAND ...",
             "",
-            "Bottleneck Transformers (BoTNet) for detection and instance segmentation.",
+            "Bottleneck Transformers (BoTNet): classification, detection, instance segmentation.",
             "",
             "commands (each has --help):",
             *lines,

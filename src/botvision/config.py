@@ -1,4 +1,4 @@
-"""What can be set about a detector and a training run; plain data, read by the command at once.
+"""What can be set about a model and a training run; plain data, read by the command at once.
 
 Defaults of the detector are those of the paper's code base, the Cloud TPU detection models: where
 the paper states no value (its section 4 gives batch, schedules, jitter and image size), that
@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Task = Literal["segmentation", "detection"]
+DetectionTask = Literal["segmentation", "detection"]
+Task = Literal["segmentation", "detection", "classification"]
 Norm = Literal["plain", "sync", "frozen"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "16"]
 Compute = Literal["32", "bf16", "16"]
 Mode = Literal["forward", "train"]
+TableResize = Literal["slice", "interpolate"]
 
 
 @dataclass
@@ -56,79 +58,82 @@ class DetectorConfig:
 
 @dataclass
 class TrainConfig:
-    """One training run.
+    """What every training run has.
 
     Args:
-        data: COCO folder (annotations/*.json and image folders), a zip or tar of one, or the
-            built-in sets "shapes" and "shapes-context".
-        task: "segmentation" (Mask R-CNN) or "detection" (Faster R-CNN); by default whichever the
-            annotations allow.
-        model: backbone, a name of `botvision models` or of timm.
-        model_args: further options of the backbone, such as {position: none}.
-        weights: ImageNet ResNet of timm or torchvision (.safetensors, or a weights-only .pth) for
-            everything but the attention.
+        data: a folder, a zip or tar of one, or a built-in set.
+        model: a name of `botvision models` or of timm.
+        model_args: further options of the model, such as {position: none}.
+        weights: weights to start from (.safetensors, or a weights-only .pth): of an ImageNet ResNet
+            for everything but the attention, or of an earlier run.
         norm: batch norm "plain", "sync" (statistics over all processes) or "frozen".
-        image_size: side of the square input, pixels; a multiple of 32.
-        jitter: range of the random scale, as a share of the image size (large-scale jitter).
-        flip: mirror half of the training images.
         epochs: passes over the training split.
         max_steps: stop after so many steps instead.
-        batch_size: images a step.
+        batch_size: images a step, over all processes.
+        accumulate: parts in which a step's images go through the model, one after the other.
         lr: peak learning rate; by default base_lr scaled to the batch size.
         base_lr: learning rate for a batch of base_batch_size images.
         base_batch_size: see base_lr.
         optimizer: "sgd" or "adamw".
         momentum: of SGD.
+        nesterov: Nesterov's form of it.
         weight_decay: on the weights of convolutions and linear layers.
+        decay_all: decay biases, norms and position tables too.
         schedule: after the warm-up "step" (a tenth at each milestone) or "cosine" (to zero).
         milestones: of "step", as shares of the run.
         warmup_steps: steps of linear warm-up.
         warmup_factor: the first step's learning rate, as a share of the peak.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
+        ema_decay: of a moving average of the weights, which is then what is evaluated and saved;
+            0 keeps none.
         eval_steps: evaluate on the validation split every so many steps; 0 only at the end.
         checkpoint_steps: save a checkpoint every so many steps.
         checkpoint_minutes: and whenever so many minutes have passed since the last one.
         seed: of the weights, the order of the data and its augmentation.
         device: "auto", "cpu", "cuda" or "mps".
+        devices: processes on this machine, each with a device of its own.
+        nodes: machines.
         precision: "32", "bf16" or "16" (automatic mixed precision); "auto" is bf16 on
             CUDA and on CPUs with AMX.
+        compile: run the model through torch.compile.
         workers: processes that load data; -1 chooses.
         out: run folder; runs/DATA-MODEL by default.
-        detector: the detector's numbers.
     """
 
     data: str
-    task: Task | None = None
     model: str = "botnet50"
     model_args: dict[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     norm: Norm = "plain"
-    image_size: int = 1024
-    jitter: tuple[float, float] = (0.8, 1.25)
-    flip: bool = True
     epochs: float = 12
     max_steps: int | None = None
     batch_size: int = 4
+    accumulate: int = 1
     lr: float | None = None
     base_lr: float = 0.08
     base_batch_size: int = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 1e-4
+    decay_all: bool = False
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[float, float] = (2 / 3, 8 / 9)
     warmup_steps: int = 500
     warmup_factor: float = 0.0067 / 0.08
     clip_norm: float = 0.0
+    ema_decay: float = 0.0
     eval_steps: int = 0
     checkpoint_steps: int = 500
     checkpoint_minutes: float = 10.0
     seed: int = 0
     device: Device = "auto"
+    devices: int = 1
+    nodes: int = 1
     precision: Precision = "auto"
+    compile: bool = False
     workers: int = -1
     out: Path | None = None
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
 
     @property
     def peak_lr(self) -> float:
@@ -136,3 +141,66 @@ class TrainConfig:
         if self.lr is not None:
             return self.lr
         return self.base_lr * self.batch_size / self.base_batch_size
+
+
+@dataclass
+class DetectionConfig(TrainConfig):
+    """A training run of Mask R-CNN or Faster R-CNN.
+
+    Args:
+        task: "segmentation" (Mask R-CNN) or "detection" (Faster R-CNN); by default whichever the
+            annotations allow.
+        image_size: side of the square input, pixels; a multiple of 32.
+        jitter: range of the random scale, as a share of the image size (large-scale jitter).
+        flip: mirror half of the training images.
+        detector: the detector's numbers.
+    """
+
+    task: DetectionTask | None = None
+    image_size: int = 1024
+    jitter: tuple[float, float] = (0.8, 1.25)
+    flip: bool = True
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+
+
+@dataclass
+class ClassificationConfig(TrainConfig):
+    """A training run of an image classifier; the defaults are the paper's standard recipe.
+
+    The paper (section 4.7) has 100 epochs, a batch of 1024, weight decay 1e-4, a cosine and "the
+    standard ResNet augmentation". It does not state the learning rate or the warm-up: 0.1 for 256
+    images (Goyal et al., 2017) and 5 epochs are this project's choice.
+
+    Args:
+        task: always "classification".
+        image_size: side of the square input, pixels; by default the model's own.
+        crop_area: range of the random crop's area, as a share of the image.
+        flip: mirror half of the training images.
+        auto_augment: a policy in timm's words: "rand-m10-n2-p1" is RandAugment with 2 layers of
+            magnitude 10 (without p1 each layer acts on half of the images).
+        mixup: alpha of Mixup; 0 is none.
+        cutmix: alpha of CutMix; 0 is none. With both, each batch takes one of them.
+        smoothing: label smoothing.
+        dropout: before the classifier.
+        drop_path: stochastic depth, the last block's rate; it grows linearly from the first.
+        crop_share: of an image, what an evaluation sees: the centre of its shorter side.
+    """
+
+    task: Literal["classification"] = "classification"
+    image_size: int | None = None
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+    auto_augment: str | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float = 0.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    crop_share: float = 0.875
+    epochs: float = 100
+    batch_size: int = 1024
+    base_lr: float = 0.1
+    base_batch_size: int = 256
+    schedule: Literal["step", "cosine"] = "cosine"
+    warmup_steps: int = 6255
+    warmup_factor: float = 0.0

@@ -11,10 +11,26 @@ from typing import Literal, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
-from botvision.config import Compute, DetectorConfig, Device, Mode, TrainConfig
+from botvision.config import (
+    ClassificationConfig,
+    Compute,
+    DetectionConfig,
+    DetectorConfig,
+    Device,
+    Mode,
+    TableResize,
+    TrainConfig,
+)
 from botvision.errors import UserError
 
+Kind = Literal["detection", "classification"]
+
 RECIPES = Path(__file__).parent / "recipes"
+
+_CONFIGS: dict[Kind, type[TrainConfig]] = {
+    "detection": DetectionConfig,
+    "classification": ClassificationConfig,
+}
 
 
 class Parser(ArgumentParser):
@@ -26,9 +42,9 @@ class Parser(ArgumentParser):
         print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
-    def add_train_config(self) -> None:
-        """Every field of ``TrainConfig`` as an option, DATA as the positional."""
-        self.add_class_arguments(TrainConfig, as_group=False, as_positional=True)
+    def add_train_config(self, config: type[TrainConfig]) -> None:
+        """Every field of ``config`` as an option, DATA as the positional."""
+        self.add_class_arguments(config, as_group=False, as_positional=True)
         for action in self._actions:
             dashed = [option.replace("_", "-") for option in action.option_strings]
             for option in set(dashed) - set(action.option_strings):
@@ -36,16 +52,21 @@ class Parser(ArgumentParser):
             action.option_strings = dashed
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def recipe_names(kind: Kind) -> list[str]:
+    """Names of the recipes for a kind of data."""
+    return sorted(path.stem for path in (RECIPES / kind).glob("*.yaml"))
 
 
-def train_parser() -> Parser:
-    """``botvision train``."""
-    parser = Parser(description="Train Mask R-CNN or Faster R-CNN on COCO-format data.")
+def train_parser(kind: Kind = "detection") -> Parser:
+    """``botvision train`` on COCO-format data, or on class folders."""
+    descriptions = {
+        "detection": "Train Mask R-CNN or Faster R-CNN on COCO-format data. For class folders see "
+        "botvision train --task classification --help.",
+        "classification": "Train an image classifier on class folders.",
+    }
+    parser = Parser(description=descriptions[kind])
     parser.add_argument(
-        "--recipe", help=f"settings to start from: {', '.join(recipe_names())}", type=str
+        "--recipe", help=f"settings to start from: {', '.join(recipe_names(kind))}", type=str
     )
     parser.add_argument(
         "--config", action="config", help="YAML of settings; it beats the recipe, a flag beats it"
@@ -53,16 +74,35 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in --out, if any"
     )
-    parser.add_train_config()
+    parser.add_train_config(_CONFIGS[kind])
     return parser
 
 
-def parse_train(parser: Parser, arguments: Sequence[str]) -> tuple[TrainConfig, bool]:
+def _kind(arguments: Sequence[str]) -> Kind:
+    """What ``--task`` says, or what DATA is."""
+    from botvision.data.sources import is_class_folders  # Loads NumPy, which --help need not.
+
+    rest, tasks = _take(list(arguments), "--task")
+    if tasks:
+        return "classification" if tasks[-1] == "classification" else "detection"
+    remaining = iter(rest)
+    for argument in remaining:
+        if not argument.startswith("-"):
+            return "classification" if is_class_folders(argument) else "detection"
+        if "=" not in argument and argument not in ("--resume", "--help", "-h"):
+            next(remaining, None)
+    return "detection"
+
+
+def parse_train(arguments: Sequence[str], epilog: str = "") -> tuple[TrainConfig, bool]:
     """The settings of ``botvision train ARGUMENTS``, and whether to resume.
 
     Later beats earlier: the defaults, the recipe, the config file, the flags; when resuming, the
     run's own config stands for the recipe.
     """
+    kind = _kind(arguments)
+    parser = train_parser(kind)
+    parser.prog, parser.epilog = "botvision train", epilog
     # jsonargparse lets the later of two options win, so the layers are put in that order.
     layers: list[str] = []
     flags, recipes = _take(list(arguments), "--recipe")
@@ -76,11 +116,11 @@ def parse_train(parser: Parser, arguments: Sequence[str]) -> tuple[TrainConfig, 
         own = {k: v for k, v in settings.items() if k not in ("resolved", "versions")}
         layers, recipes = [json.dumps(own)], []
     for name in recipes:
-        path = RECIPES / f"{name}.yaml"
+        path = RECIPES / kind / f"{name}.yaml"
         if not path.is_file():
             raise UserError(
-                f"--recipe {name}: no such recipe; choose one of {', '.join(recipe_names())}, or "
-                "give a file with --config"
+                f"--recipe {name}: no such recipe for {kind}; choose one of "
+                f"{', '.join(recipe_names(kind))}, or give a file with --config"
             )
         layers.append(str(path))
     for config in configs:
@@ -93,8 +133,9 @@ def parse_train(parser: Parser, arguments: Sequence[str]) -> tuple[TrainConfig, 
     resume = fields.pop("resume")
     for name in ("recipe", "config"):
         fields.pop(name, None)
-    fields["detector"] = DetectorConfig(**fields["detector"])
-    return TrainConfig(**fields), resume
+    if kind == "detection":
+        fields["detector"] = DetectorConfig(**fields["detector"])
+    return _CONFIGS[kind](**fields), resume
 
 
 def _take(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
@@ -119,9 +160,9 @@ def _add_device(parser: Parser) -> None:
 
 def eval_parser() -> Parser:
     """``botvision eval``."""
-    parser = Parser(description="COCO metrics of a run on a data set.")
+    parser = Parser(description="Metrics of a run on a data set: COCO's, or accuracy.")
     parser.add_argument("run", type=Path, help="run folder or best.safetensors")
-    parser.add_argument("data", type=str, help="COCO folder, archive or built-in set")
+    parser.add_argument("data", type=str, help="COCO or class folders, an archive, a built-in set")
     parser.add_argument("--split", type=str, help="by default val, else test, else the only one")
     parser.add_argument(
         "--max-detections", type=int, help="kept an image (100 in COCO; more for crowded images)"
@@ -129,6 +170,15 @@ def eval_parser() -> Parser:
     parser.add_argument(
         "--score-threshold", type=float, default=0.001, help="0.05 in the paper's code base"
     )
+    parser.add_argument(
+        "--image-size", type=int, help="of a classifier: pixels, by default the run's"
+    )
+    parser.add_argument(
+        "--table-resize",
+        type=TableResize,
+        help="of a classifier: how position tables fit another size: slice or interpolate",
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="of a classifier")
     parser.add_argument("--workers", type=int, default=-1, help="processes that load; -1 chooses")
     parser.add_argument("--out", type=Path, help="where to write; the run folder by default")
     _add_device(parser)
@@ -137,7 +187,7 @@ def eval_parser() -> Parser:
 
 def predict_parser() -> Parser:
     """``botvision predict``."""
-    parser = Parser(description="Detect on images: overlays and a JSON file.")
+    parser = Parser(description="Detect or classify: pictures of it and a JSON file.")
     parser.add_argument("run", type=Path, help="run folder or best.safetensors")
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="draw and list from it")
@@ -161,6 +211,7 @@ def bench_parser() -> Parser:
     for name, make, text in (
         ("attention", _bench_attention_parser, "every implementation, timm's, and a convolution"),
         ("model", _bench_model_parser, "whole models"),
+        ("data", _bench_data_parser, "reading and augmenting images"),
     ):
         subparser = make()
         subcommands.add_subcommand(name, subparser, help=text)
@@ -206,6 +257,22 @@ def _bench_model_parser() -> Parser:
     parser.add_argument("--image-size", type=int, default=224, help="side of the images, pixels")
     parser.add_argument("--batch-size", type=int, default=1, help="images a run")
     _add_bench(parser, seconds=20.0, precision=["32"], mode=["forward"])
+    return parser
+
+
+def _bench_data_parser() -> Parser:
+    parser = Parser(
+        description="Images a second that one process on one core reads and augments, beside "
+        "decoding and resizing them alone."
+    )
+    parser.add_argument("data", type=str, help="class folders, or an archive of them")
+    parser.add_argument("--image-size", type=int, default=224, help="side of what comes out, px")
+    parser.add_argument("--images", type=int, default=256, help="of the training split")
+    parser.add_argument(
+        "--policy", type=str, default="rand-m10-n2-p1", help="augmentation, in timm's words"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="to spend")
+    parser.add_argument("--json", type=Path, help="write the rows to FILE")
     return parser
 
 

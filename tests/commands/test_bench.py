@@ -80,7 +80,7 @@ def test_models(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], 'expected "benchmark" to be one of {attention,model}'),
+        ([], 'expected "benchmark" to be one of {attention,model,data}'),
         (["layers"], "invalid choice: 'layers'"),
         (["attention", "--sizes", "0"], "--sizes 0: give cells"),
         (["attention", "--sizes", "3x"], "--sizes 3x: give cells"),

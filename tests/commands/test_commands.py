@@ -16,9 +16,9 @@ from pycocotools.cocoeval import COCOeval
 
 from botvision.cli import COMMANDS, main
 from botvision.commands import doctor as doctor_module
-from botvision.config import TrainConfig
+from botvision.config import DetectionConfig
 from botvision.errors import UserError
-from botvision.parsers import Parser, parse_train, recipe_names, train_parser
+from botvision.parsers import parse_train, recipe_names
 from tiny import TINY_SETTINGS
 
 
@@ -39,7 +39,7 @@ def fail(capsys, *arguments):
 
 
 def settings(*arguments):
-    return parse_train(train_parser(), ["DATA", *arguments])[0]
+    return parse_train(["shapes", *arguments])[0]
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
@@ -68,7 +68,7 @@ def test_a_flag_beats_the_config_which_beats_the_recipe_which_beats_the_default(
     config = tmp_path / "my.yaml"
     config.write_text("batch_size: 5\nimage_size: 320\ndetector: {fpn_channels: 32}\n")
     layered = ["--batch-size", "6", "--config", str(config), "--recipe", "quick"]
-    recipe, default = settings("--recipe", "quick"), TrainConfig("DATA")
+    recipe, default = settings("--recipe", "quick"), DetectionConfig("DATA")
     got = settings(*layered)
     assert (default.batch_size, got.batch_size) == (4, 6)
     assert (default.image_size, recipe.image_size, got.image_size) == (1024, 384, 320)
@@ -81,7 +81,7 @@ def test_a_flag_beats_the_config_which_beats_the_recipe_which_beats_the_default(
     assert got.detector.anchor_sizes == (8, 16, 32, 64, 128)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", recipe_names("detection"))
 def test_every_recipe_parses(name):
     settings("--recipe", name)
 
@@ -91,7 +91,7 @@ def test_every_recipe_parses(name):
     [
         (["train"], "data"),
         (["train", "nowhere"], "nowhere: no such folder or archive"),
-        (["train", "shapes", "--recipe", "best"], "--recipe best: no such recipe; choose one of"),
+        (["train", "shapes", "--recipe", "best"], "--recipe best: no such recipe for detection; choose one of"),
         (["train", "shapes", "--config", "no.yaml"], "--config no.yaml: no such file"),
         (["train", "shapes", "--batch-size", "many"], "batch_size"),
         (["train", "shapes", "--learning-rate", "1"], "learning-rate"),
@@ -296,4 +296,4 @@ def test_debug_shows_the_traceback(capsys):
 
 def test_the_parser_is_not_shared():
     with pytest.raises(UserError, match="--recipe needs a value"):
-        parse_train(Parser(), ["--recipe"])
+        parse_train(["--recipe"])

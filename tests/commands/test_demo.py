@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from botvision.commands.demo import attention_weights, demo
-from botvision.config import TrainConfig
+from botvision.config import DetectionConfig
 from botvision.training.saved import load_model
 
 
@@ -15,7 +15,7 @@ def test_a_complete_run_is_drawn_again(tiny_run, tiny_data, tmp_path, capsys):
     shutil.copytree(tiny_run, out)
     for picture in (out / "plots").iterdir():
         picture.unlink()
-    config = TrainConfig(str(tiny_data), image_size=64, batch_size=3, max_steps=8, out=out)
+    config = DetectionConfig(str(tiny_data), image_size=64, batch_size=3, max_steps=8, out=out)
     demo(config)
     text = capsys.readouterr().out
     assert "mask AP50" in text

@@ -4,7 +4,14 @@ import numpy as np
 from PIL import Image
 
 from botvision.data.coco import find_splits, load_split
-from botvision.data.loading import FittedImages, StepBatches, eval_loader, fit_image, worker_count
+from botvision.data.loading import (
+    FittedImages,
+    StepBatches,
+    collate,
+    eval_loader,
+    fit_image,
+    worker_count,
+)
 
 
 def batches(start=0, seed=0, steps=9):
@@ -39,7 +46,7 @@ def test_evaluation_gives_every_image_once_in_order(tiny_data):
     data = load_split(find_splits(tiny_data)["val"])
     loaded = [
         pair
-        for batch in eval_loader(FittedImages(data, 96), batch_size=3)
+        for batch in eval_loader(FittedImages(data, 96), collate, batch_size=3)
         for pair in zip(*batch, strict=True)
     ]
     assert [int(t["image_id"]) for _, t in loaded] == data.annotations.image_ids.tolist()

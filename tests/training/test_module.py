@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from botvision.config import DetectorConfig, TrainConfig
+from botvision.config import DetectionConfig, DetectorConfig
 from botvision.data.categories import Categories
 from botvision.errors import UserError
 from botvision.training.module import DetectorModule
-from botvision.training.saved import ModelCard, load_model, save_model
+from botvision.training.saved import DetectorCard, load_model, save_model
 from botvision.training.schedule import learning_rate_factor
 
 
 def test_the_step_schedule_is_the_code_bases():
     """22 500 steps, 500 of warm-up from 0.0067 to 0.08, a tenth at 15 000 and at 20 000."""
-    config = TrainConfig("data", batch_size=64)
+    config = DetectionConfig("data", batch_size=64)
     rates = [config.peak_lr * learning_rate_factor(s, 22_500, config) for s in range(22_500)]
     assert rates[0] == pytest.approx(0.0067)
     assert rates[250] == pytest.approx((0.0067 + 0.08) / 2)
@@ -28,7 +28,7 @@ def test_the_step_schedule_is_the_code_bases():
 
 
 def test_the_cosine_schedule():
-    config = TrainConfig("data", schedule="cosine", warmup_steps=10, warmup_factor=0.1)
+    config = DetectionConfig("data", schedule="cosine", warmup_steps=10, warmup_factor=0.1)
     factors = [learning_rate_factor(s, 110, config) for s in range(110)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == 1
@@ -37,8 +37,8 @@ def test_the_cosine_schedule():
 
 
 def test_the_learning_rate_scales_with_the_batch_unless_it_is_given():
-    assert TrainConfig("data", batch_size=16).peak_lr == pytest.approx(0.02)
-    assert TrainConfig("data", batch_size=16, lr=0.3).peak_lr == 0.3
+    assert DetectionConfig("data", batch_size=16).peak_lr == pytest.approx(0.02)
+    assert DetectionConfig("data", batch_size=16, lr=0.3).peak_lr == 0.3
 
 
 class Broken(nn.Module):
@@ -49,13 +49,13 @@ class Broken(nn.Module):
 
 
 def test_a_non_finite_loss_stops_and_names_the_images():
-    module = DetectorModule(Broken(), TrainConfig("data"), 10, {5: "a.png", 9: "b.png"})
+    module = DetectorModule(Broken(), DetectionConfig("data"), 10, {5: "a.png", 9: "b.png"})
     targets = [{"image_id": torch.tensor(5)}, {"image_id": torch.tensor(9)}]
     with pytest.raises(UserError, match=r"not finite at step 0 .*loss_mask nan.* a\.png, b\.png"):
         module.training_step(([], targets), 0)
 
 
-CARD = ModelCard(
+CARD = DetectorCard(
     model="botnet50",
     task="segmentation",
     image_size=64,
@@ -68,7 +68,7 @@ CARD = ModelCard(
 
 def test_weight_decay_leaves_norms_biases_and_position_tables_alone():
     detector = CARD.build()
-    module = DetectorModule(detector, TrainConfig("data", weight_decay=0.5), 10, {})
+    module = DetectorModule(detector, DetectionConfig("data", weight_decay=0.5), 10, {})
     optimizer = module.configure_optimizers()["optimizer"]
     names = {id(p): n for n, p in detector.named_parameters()}
     groups = {

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from botvision.attention import reference
 from botvision.attention.functional import attend, no_autocast
-from botvision.attention.position import AbsolutePosition, RelativePosition, TableResize
+from botvision.attention.position import AbsolutePosition, RelativePosition
+from botvision.config import TableResize
 
 Position = Literal["relative", "absolute", "none"]
 

@@ -6,13 +6,13 @@ so a query needs H + W of them rather than H * W.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TableResize = Literal["slice", "interpolate"]
+from botvision.config import TableResize
 
 
 def relative_logits(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from botvision.benchmark.attention import AttentionRow
+from botvision.benchmark.data import DataRow
 from botvision.benchmark.models import ModelRow
 from botvision.environment import machine, versions
 from botvision.files import write_text
@@ -136,6 +137,20 @@ def model_table(rows: Sequence[ModelRow]) -> Table:
             "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
             "" if row.ratio is None else f"{row.ratio:.2f}x",
         )
+    return table
+
+
+def data_table(rows: Sequence[DataRow], image_size: int) -> Table:
+    """A line for each pipeline."""
+    table = _table(
+        f"to {image_size} px, one process on one core",
+        left=("pipeline",),
+        right=("images/s", "spread", "speed"),
+        caption="images/s: median; spread: interquartile range; speed: over the first row's",
+    )
+    for row in rows:
+        rate, spread = f"{row.images_per_second:.0f}", f"{row.spread:.0f}"
+        table.add_row(row.pipeline, rate, spread, f"{row.ratio:.2f}x")
     return table
 
 

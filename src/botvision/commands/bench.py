@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from json import dumps
 from pathlib import Path
 
 import torch
@@ -14,11 +15,22 @@ from torch import nn
 
 from botvision.attention import implementations
 from botvision.benchmark import attention, models
+from botvision.benchmark import data as data_speed
 from botvision.benchmark.attention import AttentionRow, AttentionSettings
+from botvision.benchmark.data import DataRow
 from botvision.benchmark.models import ModelRow
-from botvision.benchmark.report import attention_table, collect, header, model_table
+from botvision.benchmark.report import (
+    attention_table,
+    collect,
+    data_table,
+    header,
+    model_table,
+)
 from botvision.config import Compute, Device, Mode
+from botvision.data.classes import ClassFolder, find_class_splits
+from botvision.data.sources import open_data
 from botvision.errors import UserError
+from botvision.files import write_text
 from botvision.models import create_model
 from botvision.training.trainer import resolve_device
 from botvision.visualize.benchmarks import plot_attention
@@ -166,6 +178,47 @@ def bench_model(
         json=json,
         console=console or Console(),
     )
+    return rows
+
+
+def bench_data(
+    *,
+    data: str,
+    image_size: int = 224,
+    images: int = 256,
+    policy: str = "rand-m10-n2-p1",
+    seconds: float = 20.0,
+    json: Path | None = None,
+    console: Console | None = None,
+) -> list[DataRow]:
+    """Measure how fast one process on one core makes training images of class folders.
+
+    Args:
+        data: class folders, or an archive of them; the training split is read.
+        image_size: side of what comes out, pixels.
+        images: of the split, the same for every pipeline.
+        policy: augmentation policy, in timm's words.
+        seconds: to spend.
+        json: file for the rows.
+        console: where to print the table; the terminal by default.
+
+    Raises:
+        UserError: a fault in the data or the settings, or a file that cannot be written.
+    """
+    _check_positive(image_size=image_size, images=images, seconds=seconds)
+    _check_writable(json=json)
+    splits = find_class_splits(open_data(data))
+    folder = ClassFolder(splits.get("train", next(iter(splits.values()))))
+    console = console or Console()
+    console.print(folder.summary(), highlight=False, soft_wrap=True)
+    settings = {"data": Path(data).name, "image_size": image_size, "images": images}
+    rows = data_speed.bench_class_folder(
+        folder, image_size=image_size, images=images, policy=policy, seconds=seconds
+    )
+    console.print(data_table(rows, image_size))
+    if json is not None:
+        content = {**header("data", settings), "rows": [asdict(row) for row in rows]}
+        write_text(json, dumps(content, indent=2) + "\n")
     return rows
 
 

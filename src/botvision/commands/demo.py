@@ -15,14 +15,14 @@ from torchvision.models.detection import FasterRCNN
 from botvision.attention import RelativeAttention2d
 from botvision.commands.predict import detect, draw_results
 from botvision.commands.train import train
-from botvision.config import TrainConfig
+from botvision.config import DetectionConfig
 from botvision.data.coco import CocoData, find_splits, load_split
 from botvision.data.images import open_image
 from botvision.data.jitter import View
 from botvision.data.loading import fit_image, to_tensor
 from botvision.data.sources import open_data
 from botvision.training.run import RunFolder
-from botvision.training.saved import ModelCard, load_model
+from botvision.training.saved import DetectorCard, load_model
 from botvision.visualize.attention import attention_figure
 from botvision.visualize.curves import plot_curves
 from botvision.visualize.overlays import contact_sheet, draw_instances
@@ -31,7 +31,7 @@ _IMAGES_SHOWN = 6
 _QUERIES_SHOWN = 3
 
 
-def demo(config: TrainConfig, *, console: Console | None = None) -> Path:
+def demo(config: DetectionConfig, *, console: Console | None = None) -> Path:
     """Train on unseen-by-validation shapes, evaluate, and draw overlays, curves and attention.
 
     An interrupted demo goes on where it stopped; a complete one draws its pictures again.
@@ -46,6 +46,7 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> Path:
     console = console or Console()
     run = RunFolder(train(config, resume=True, console=console))
     detector, card = load_model(run.path)
+    assert isinstance(detector, FasterRCNN) and isinstance(card, DetectorCard)
     data = load_split(find_splits(open_data(config.data))["val"])
     run.predictions.mkdir(exist_ok=True)
     indices = _busiest(data, _IMAGES_SHOWN)
@@ -70,7 +71,7 @@ def _busiest(data: CocoData, number: int) -> list[int]:
 
 
 def _overlays(
-    detector: FasterRCNN, card: ModelCard, data: CocoData, index: int
+    detector: FasterRCNN, card: DetectorCard, data: CocoData, index: int
 ) -> list[Image.Image]:
     """The image, its ground truth and what the detector finds."""
     annotations = data.annotations
@@ -90,7 +91,7 @@ def _overlays(
     return [plain, truth, draw_results(image, results, card.categories)]
 
 
-def _attention(detector: FasterRCNN, card: ModelCard, data: CocoData, index: int) -> Image.Image:
+def _attention(detector: FasterRCNN, card: DetectorCard, data: CocoData, index: int) -> Image.Image:
     """What the cells at the centres of the largest objects take from the whole picture."""
     fitted = fit_image(open_image(data.image_path(index)), card.image_size)
     canvas = Image.new("RGB", (card.image_size, card.image_size))

@@ -1,14 +1,16 @@
-"""``botvision eval``: COCO metrics of a run on a data set."""
+"""``botvision eval``: COCO metrics, or accuracy, of a run on a data set."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rich.console import Console
+from torchvision.models.detection import FasterRCNN
 
-from botvision.config import Device
+from botvision.commands.classify import evaluate_classifier
+from botvision.config import Device, TableResize
 from botvision.data.coco import find_splits, load_split
-from botvision.data.loading import FittedImages, eval_loader, worker_count
+from botvision.data.loading import FittedImages, collate, eval_loader, worker_count
 from botvision.data.sources import open_data
 from botvision.errors import UserError
 from botvision.evaluation.callback import CocoEvaluation
@@ -16,7 +18,7 @@ from botvision.evaluation.coco import Metrics
 from botvision.evaluation.report import print_metrics, write_results
 from botvision.training.module import DetectorInference
 from botvision.training.run import RunFolder
-from botvision.training.saved import load_model
+from botvision.training.saved import ClassifierCard, load_model
 from botvision.training.trainer import evaluation_trainer, resolve_device
 
 
@@ -27,14 +29,19 @@ def evaluate(
     split: str | None = None,
     max_detections: int | None = None,
     score_threshold: float = 0.001,
+    image_size: int | None = None,
+    table_resize: TableResize | None = None,
+    batch_size: int = 32,
     device: Device = "auto",
     workers: int = -1,
     out: Path | None = None,
     console: Console | None = None,
 ) -> Metrics:
-    """Evaluate a run in float32 and write ``metrics.json`` and ``predictions/results.json``.
+    """Evaluate a run in float32 and write ``metrics.json``.
 
-    Classes are matched by name, so the annotation file may number them differently.
+    Of a detector also ``predictions/results.json``, of a classifier ``predictions/confusion.csv``
+    and ``plots/confusion.png``. Classes are matched by name, so an annotation file may number them
+    differently.
 
     Args:
         run: run folder, or its ``best.safetensors``.
@@ -44,6 +51,9 @@ def evaluate(
         score_threshold: detections below it are dropped. COCO's metrics rank all detections, so
             the default is lower than for use; the paper's code base evaluates at 0.05, which the
             evaluations during training keep.
+        image_size: at which a classifier sees the images; its own by default.
+        table_resize: how a classifier's position tables fit that; its own way by default.
+        batch_size: of a classifier.
         device: where to run.
         workers: processes that load images; -1 chooses.
         out: folder to write to; the run folder by default.
@@ -55,6 +65,22 @@ def evaluate(
     console = console or Console()
     device = resolve_device(device)
     detector, card = load_model(run)
+    if isinstance(card, ClassifierCard):
+        return evaluate_classifier(
+            detector,
+            card,
+            run,
+            data,
+            split=split,
+            image_size=image_size,
+            table_resize=table_resize,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            out=out,
+            console=console,
+        )
+    assert isinstance(detector, FasterRCNN)
     splits = find_splits(open_data(data))
     if split is None:
         split = next(name for name in ("val", "test", *splits) if name in splits)
@@ -77,6 +103,7 @@ def evaluate(
         console.print(str(evaluation.labels), highlight=False, soft_wrap=True)
     loader = eval_loader(
         FittedImages(coco, card.image_size),
+        collate,
         batch_size=1,
         workers=worker_count(workers, device != "cpu"),
     )

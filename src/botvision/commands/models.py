@@ -11,24 +11,18 @@ from rich.table import Table
 
 from botvision.models import create_model, list_models
 from botvision.models.figures import count
-
-# As printed in the paper (version 2); its Table 9 multiply-adds do not follow from its own
-# counter, which gives 5.26 or 5.42 G for the model of 4.27 G.
-_PAPER = {
-    "botnet50": "20.8 M; 102.98 B at 1024 px (Table 1), 3.79 G at 224 px (Table 9)",
-    "botnet50_s1": "20.8 M; 4.27 G at 224 px (Table 9)",
-}
+from botvision.models.published import PUBLISHED, Published
 
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """One model, measured on its own input size."""
+    """One model, counted at its own input size, and what the paper prints of it."""
 
     name: str
     parameters: int
     multiply_adds: int
     image_size: int
-    paper: str
+    paper: Published | None
 
 
 def model_figures(name: str, image_size: int | None = None) -> ModelFigures:
@@ -42,7 +36,7 @@ def model_figures(name: str, image_size: int | None = None) -> ModelFigures:
         parameters=parameters,
         multiply_adds=multiply_adds,
         image_size=size,
-        paper=_PAPER.get(name, ""),
+        paper=PUBLISHED.get(name),
     )
 
 
@@ -52,17 +46,25 @@ def show_models(*, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in figures], indent=2))
         return
-    table = Table(caption="any timm model with a feature pyramid also works as --model")
+    table = Table(caption="any model of timm also works as --model; evidence and doubts: --json")
     table.add_column("model")
     for heading in ("parameters", "multiply-adds", "px"):
         table.add_column(heading, justify="right")
-    table.add_column("the paper prints")
+    for heading in ("the paper's", "multiply-adds", "top-1"):
+        table.add_column(heading, justify="right")
     for row in figures:
         table.add_row(
             row.name,
             f"{row.parameters / 1e6:.3f} M",
             f"{row.multiply_adds / 1e9:.2f} G",
             str(row.image_size),
-            row.paper,
+            *_published(row.paper),
         )
     Console().print(table)
+
+
+def _published(paper: Published | None) -> tuple[str, str, str]:
+    if paper is None:
+        return "", "", ""
+    multiply_adds = f"{paper.multiply_adds:g} G" if paper.multiply_adds else ""
+    return f"{paper.parameters:g} M", multiply_adds, f"{paper.top1:g} %" if paper.top1 else ""

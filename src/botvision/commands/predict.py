@@ -1,9 +1,9 @@
-"""``botvision predict``: masks, boxes, names and scores on images."""
+"""``botvision predict``: masks, boxes, names and scores on images, or their classes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from PIL import Image
 from rich.console import Console
 from torchvision.models.detection import FasterRCNN
 
+from botvision.commands.classify import predict_classes
 from botvision.config import Device
 from botvision.data.categories import Categories
 from botvision.data.images import open_image
 from botvision.data.loading import fit_image, to_tensor
 from botvision.errors import UserError
 from botvision.evaluation.coco import image_results
-from botvision.training.saved import load_model
+from botvision.files import write_text
+from botvision.training.saved import ClassifierCard, DetectorCard, load_model
 from botvision.training.trainer import resolve_device
 from botvision.visualize.overlays import draw_instances
 
@@ -73,11 +75,12 @@ def predict(
     out: Path | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Detect on images; write an overlay of each and one ``predictions.json``.
+    """Detect on images, or classify them; write pictures of it and one ``predictions.json``.
 
-    The JSON is a list with, for each image, ``file``, ``width``, ``height`` and ``instances``:
-    ``class``, ``category_id`` (of the training data), ``score``, ``bbox`` (x, y, width, height in
-    pixels) and, for a segmentation model, ``segmentation`` (compressed RLE).
+    The JSON is a list with, for each image, ``file``, ``width``, ``height`` and of a detector
+    ``instances``: ``class``, ``category_id`` (of the training data), ``score``, ``bbox`` (x, y,
+    width, height in pixels) and, for a segmentation model, ``segmentation`` (compressed RLE); of a
+    classifier ``classes``: the five best, each with ``class`` and ``probability``.
 
     Args:
         run: run folder, or its ``best.safetensors``.
@@ -96,21 +99,49 @@ def predict(
     """
     console = console or Console()
     device = resolve_device(device)
-    detector, card = load_model(run)
-    detector = detector.to(device)
-    if max_detections is not None:
-        detector.roi_heads.detections_per_img = max_detections
+    model, card = load_model(run)
     folder = out or (run if run.is_dir() else run.parent) / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    listed: list[dict[str, Any]] = []
     unread: list[UserError] = []
-    taken: set[str] = set()
+    opened = _opened(images, unread)
+    if isinstance(card, ClassifierCard):
+        listed = predict_classes(model, card, opened, folder, device, console)
+    else:
+        assert isinstance(model, FasterRCNN)
+        if max_detections is not None:
+            model.roi_heads.detections_per_img = max_detections
+        listed = _predict_instances(
+            model.to(device), card, opened, folder, score_threshold, console
+        )
+    write_text(folder / "predictions.json", json.dumps(listed))
+    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
+    if unread:
+        more = f" (and {len(unread) - 1} more files)" if len(unread) > 1 else ""
+        raise UserError(f"{unread[0]}{more}")
+    return folder
+
+
+def _opened(images: list[Path], unread: list[UserError]) -> Iterator[tuple[Path, Image.Image]]:
+    """The images that can be read; the faults of the others go to ``unread``."""
     for path in _files(images):
         try:
-            image = open_image(path)
+            yield path, open_image(path)
         except UserError as error:
             unread.append(error)
-            continue
+
+
+def _predict_instances(
+    detector: FasterRCNN,
+    card: DetectorCard,
+    images: Iterable[tuple[Path, Image.Image]],
+    folder: Path,
+    score_threshold: float,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """The instances of every image, and an overlay of each in ``folder``."""
+    listed: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for path, image in images:
         results = detect(detector, image, card.image_size, score_threshold=score_threshold)
         overlay = folder / f"{_free_name(path.stem, taken)}.png"
         draw_results(image, results, card.categories).save(overlay)
@@ -123,12 +154,7 @@ def predict(
             }
         )
         console.print(f"{path}: {_counts(listed[-1])}", highlight=False, soft_wrap=True)
-    (folder / "predictions.json").write_text(json.dumps(listed), encoding="utf-8")
-    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
-    if unread:
-        more = f" (and {len(unread) - 1} more files)" if len(unread) > 1 else ""
-        raise UserError(f"{unread[0]}{more}")
-    return folder
+    return listed
 
 
 def _files(images: list[Path]) -> Iterable[Path]:

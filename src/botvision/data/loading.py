@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from botvision.data.coco import CocoData, CocoDataset
+from botvision.data.coco import CocoData
 from botvision.data.images import open_image
 from botvision.data.jitter import View
 
@@ -25,19 +27,40 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
     The run is one stream of samples, shuffled anew each epoch by (seed, epoch) and cut into
     batches, so a batch may end one epoch and begin the next and no image is left out. What a step
     trains on is a function of seed and step, wherever an interrupted run starts again.
+
+    A step's images go through the model in ``accumulate`` parts, each cut evenly among
+    ``processes``, of which this is number ``rank``.
     """
 
-    def __init__(self, images: int, batch_size: int, steps: int, *, seed: int, start: int) -> None:
-        """Take the size of the data and of the run."""
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        steps: int,
+        *,
+        seed: int,
+        start: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Take the size of the data and of the run; ``batch_size`` is a step's."""
         self.images, self.batch_size, self.steps = images, batch_size, steps
         self.seed, self.start = seed, start
+        self.accumulate, self.rank, self.processes = accumulate, rank, processes
 
     def __len__(self) -> int:
-        """Count the run's steps, those before ``start`` included."""
-        return self.steps
+        """Count the run's batches, those before ``start`` included."""
+        return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the keys of each batch from step ``start`` on."""
+        part = self.batch_size // (self.accumulate * self.processes)
+        for keys in self._steps():
+            for first in range(self.rank * part, self.batch_size, self.processes * part):
+                yield keys[first : first + part]
+
+    def _steps(self) -> Iterator[list[tuple[int, int]]]:
         order: NDArray[np.int64] = np.empty(0, np.int64)
         shuffled = -1
         for step in range(self.start, self.steps):
@@ -96,31 +119,52 @@ def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
 
 
 def train_loader(
-    dataset: CocoDataset,
+    dataset: Dataset[Any],
+    batches: StepBatches,
+    collate_fn: Callable[[list[Any]], Any],
     *,
-    batch_size: int,
-    steps: int,
-    start: int = 0,
-    seed: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[tuple[Tensor, dict[str, Tensor]]]:
-    """Batches of the steps ``start`` to ``steps`` of a run; its length is the whole run's."""
-    batches = StepBatches(len(dataset), batch_size, steps, seed=seed, start=start)
+) -> DataLoader[Any]:
+    """The batches of a run; its length is the whole run's."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         pin_memory=pin_memory,
     )
 
 
 def eval_loader(
-    dataset: FittedImages, *, batch_size: int, workers: int = 0
-) -> DataLoader[tuple[Tensor, dict[str, Tensor]]]:
-    """Every image once, in the order of the file."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    dataset: Dataset[Any],
+    collate_fn: Callable[[list[Any]], Any],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+) -> DataLoader[Any]:
+    """Every image once, over all processes: process ``rank`` has every ``processes``-th."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=range(rank, len(dataset), processes),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate_fn,
+    )
+
+
+def seed_everything(*numbers: int) -> int:
+    """Seed what timm's transforms and Mixup draw from: Python, NumPy and torch on the CPU.
+
+    Returns the seed. (``torch.manual_seed`` takes longer than an image of CIFAR.)
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, what they draw from
+    torch.default_generator.manual_seed(seed)
+    return seed
 
 
 def worker_count(workers: int, accelerated: bool) -> int:

@@ -40,13 +40,33 @@ def open_data(data: str, *, cache: Path | None = None) -> Path:
         return path
     if not path.is_file():
         raise UserError(
-            f"{path}: no such folder or archive; give a folder in COCO format, a zip or tar of "
-            f"one, or a built-in set: {', '.join(BUILT_IN)}"
+            f"{path}: no such folder or archive; give a folder in COCO format or of class "
+            f"folders, a zip or tar of one, or a built-in set: {', '.join(BUILT_IN)}"
         )
     stat = path.stat()
     identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     name = f"{path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     return _inner(_made_once(cache / name, lambda root: _unpack(path, root)))
+
+
+def is_class_folders(data: str) -> bool:
+    """Whether ``data`` has class folders and no COCO annotations.
+
+    Raises:
+        UserError: as :func:`open_data`, or it has neither.
+    """
+    if data in BUILT_IN:
+        return False
+    root = open_data(data)
+    if any((root / "annotations").glob("*.json")):
+        return False
+    for split in ("train", "val", "valid", "validation", "test"):
+        if (root / split).is_dir() and any(p.is_dir() for p in (root / split).iterdir()):
+            return True
+    raise UserError(
+        f"{root}: neither COCO format (annotations/instances_train.json and image folders) nor "
+        "class folders (train/CLASS/*.jpg and val/ or test/ likewise)"
+    )
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:

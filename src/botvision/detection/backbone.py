@@ -14,7 +14,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from botvision.config import Norm
 from botvision.errors import UserError
-from botvision.models import create_model, list_models
+from botvision.models import BOTNETS, create_model
 
 
 class PyramidBackbone(nn.Module):
@@ -47,7 +47,7 @@ class PyramidBackbone(nn.Module):
             UserError: the model gives no pyramid of strides 4 to 32 in NCHW layout.
         """
         super().__init__()
-        if name in list_models():
+        if name in BOTNETS:
             # An object keeps its size in cells, whatever the size of the picture around it.
             model_args = {"table_resize": "slice", **model_args}
         try:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from functools import partial
 from typing import Any
 
 import timm
+from timm.layers.squeeze_excite import SEModule
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from botvision.errors import UserError
+from botvision.models.published import PUBLISHED
 from botvision.models.surgery import to_botnet
 
 _SURGERY = {
@@ -22,20 +25,43 @@ _SURGERY = {
 
 
 class BotNet(ResNet):
-    """timm's ResNet after :func:`to_botnet`; the options are those of both."""
+    """timm's ResNet after :func:`to_botnet`; the options are those of both.
 
-    def __init__(self, *args: Any, img_size: int | tuple[int, int] = 224, **kwargs: Any) -> None:
+    ``se_in_bot=False`` takes the squeeze and excitation, where the ResNet has one, out of the
+    attention blocks: the text of the paper's first version has it in the ResNet's blocks alone,
+    while the published parameters count it in every block.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        img_size: int | tuple[int, int] = 224,
+        se_in_bot: bool = True,
+        **kwargs: Any,
+    ) -> None:
         """Build the ResNet (last batch norm of each block zero, as in the paper) and operate."""
         surgery = {name: kwargs.pop(name) for name in _SURGERY & kwargs.keys()}
         super().__init__(*args, **kwargs)
         to_botnet(self, img_size, **surgery)
+        if not se_in_bot:
+            blocks: Any = self.layer4
+            for block in blocks:
+                block.se = None
 
+
+# Input sizes of section 4.8; all other models are trained at 224 px.
+_IMAGE_SIZES = {name: row.image_size for name, row in PUBLISHED.items()}
+BOTNETS = (
+    *("botnet50", "botnet101", "botnet152", "botnet200", "botnet50_s1"),
+    *("botnet_t3", "botnet_t4", "botnet_t5", "botnet_t6", "botnet_t7_320", "botnet_t7"),
+)
+_SENETS = ("senet50", "senet101", "senet152", "senet350")
 
 default_cfgs = generate_default_cfgs(
     {
         name: {
             "num_classes": 1000,
-            "input_size": (3, 224, 224),
+            "input_size": (3, _IMAGE_SIZES.get(name, 224), _IMAGE_SIZES.get(name, 224)),
             "pool_size": (7, 7),
             "crop_pct": 0.875,
             "interpolation": "bicubic",
@@ -45,13 +71,26 @@ default_cfgs = generate_default_cfgs(
             "classifier": "fc",
             "paper_ids": "arXiv:2101.11605",
         }
-        for name in ("botnet50", "botnet101", "botnet152", "botnet200", "botnet50_s1")
+        for name in BOTNETS + _SENETS
     }
 )
 
+# Section 4.8: SiLU, and squeeze and excitation of 1/16 of a block's output channels, two layers
+# without bias: with these the published parameters come out. Between those two layers no source
+# names the activation; it is the ReLU of the SENet paper.
+_SCALED = {
+    "block": Bottleneck,
+    "act_layer": nn.SiLU,
+    "block_args": {"attn_layer": partial(SEModule, rd_ratio=1 / 16, bias=False)},
+}
+
 
 def _create(
-    name: str, pretrained: bool, paper_args: dict[str, Any], kwargs: dict[str, Any]
+    name: str,
+    pretrained: bool,
+    paper_args: dict[str, Any],
+    kwargs: dict[str, Any],
+    network: type[ResNet] = BotNet,
 ) -> nn.Module:
     if pretrained:
         raise UserError(
@@ -59,7 +98,9 @@ def _create(
             "as the paper does: --weights FILE, or botvision.load_weights(model, FILE)"
         )
     model_args = {"block": Bottleneck, **paper_args, **kwargs}
-    model: nn.Module = build_model_with_cfg(BotNet, name, pretrained, **model_args)
+    if issubclass(network, BotNet):
+        model_args.setdefault("img_size", _IMAGE_SIZES.get(name, 224))
+    model: nn.Module = build_model_with_cfg(network, name, pretrained, **model_args)
     return model
 
 
@@ -91,6 +132,78 @@ def botnet200(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def botnet50_s1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """BoTNet-S1-50 (paper, section 4.7.1): c5 at stride 1, 20.859 M parameters at 224 px."""
     return _create("botnet50_s1", pretrained, {"layers": (3, 4, 6, 3), "stride": 1}, kwargs)
+
+
+def _botnet_t(
+    name: str, pretrained: bool, layers: tuple[int, ...], kwargs: dict[str, Any]
+) -> nn.Module:
+    return _create(name, pretrained, {**_SCALED, "layers": layers, "stride": 1}, kwargs)
+
+
+@register_model
+def botnet_t3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """BoTNet-T3 (paper, section 4.8), BoTNet-S1-59 at 224 px."""
+    return _botnet_t("botnet_t3", pretrained, (3, 4, 6, 6), kwargs)
+
+
+@register_model
+def botnet_t4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """BoTNet-T4 (paper, section 4.8), BoTNet-S1-110 at 224 px."""
+    return _botnet_t("botnet_t4", pretrained, (3, 4, 23, 6), kwargs)
+
+
+@register_model
+def botnet_t5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """BoTNet-T5 (paper, section 4.8), BoTNet-S1-128 at 256 px."""
+    return _botnet_t("botnet_t5", pretrained, (3, 4, 23, 12), kwargs)
+
+
+@register_model
+def botnet_t6(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """BoTNet-T6 (paper, section 4.8), BoTNet-S1-77 at 320 px."""
+    return _botnet_t("botnet_t6", pretrained, (3, 4, 6, 12), kwargs)
+
+
+@register_model
+def botnet_t7_320(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """BoTNet-S1-128 at 320 px, the T7 of the 2.33x in the paper's first version."""
+    return _botnet_t("botnet_t7_320", pretrained, (3, 4, 23, 12), kwargs)
+
+
+@register_model
+def botnet_t7(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """BoTNet-T7 (paper, section 4.8), BoTNet-S1-128 at 384 px: 84.7 % on ImageNet."""
+    return _botnet_t("botnet_t7", pretrained, (3, 4, 23, 12), kwargs)
+
+
+def _senet(
+    name: str, pretrained: bool, layers: tuple[int, ...], kwargs: dict[str, Any]
+) -> nn.Module:
+    return _create(name, pretrained, {**_SCALED, "layers": layers}, kwargs, ResNet)
+
+
+@register_model
+def senet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SENet-50 as the paper trains it (section 4.8): SiLU, ratio 1/16."""
+    return _senet("senet50", pretrained, (3, 4, 6, 3), kwargs)
+
+
+@register_model
+def senet101(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SENet-101 as the paper trains it (section 4.8)."""
+    return _senet("senet101", pretrained, (3, 4, 23, 3), kwargs)
+
+
+@register_model
+def senet152(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SENet-152 as the paper trains it (section 4.8), at 288 px."""
+    return _senet("senet152", pretrained, (3, 8, 36, 3), kwargs)
+
+
+@register_model
+def senet350(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SENet-350 as the paper trains it (section 4.8), at 320 px: blocks of 3, 44, 66 and 3."""
+    return _senet("senet350", pretrained, (3, 44, 66, 3), kwargs)
 
 
 def list_models() -> list[str]:
@@ -127,7 +240,7 @@ def create_model(
         raise UserError(f"no model is named {name!r}; {hint}")
     pretrained_cfg = timm.get_pretrained_cfg(name)
     fixed_size = pretrained_cfg is not None and pretrained_cfg.fixed_input_size
-    if image_size is not None and (architecture in default_cfgs or fixed_size):
+    if image_size is not None and (architecture in BOTNETS or fixed_size):
         kw["img_size"] = image_size
     model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kw)
     return model

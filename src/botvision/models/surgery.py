@@ -10,7 +10,7 @@ import torchvision.models.resnet
 from torch import nn
 
 from botvision.attention.module import Position, RelativeAttention2d
-from botvision.attention.position import TableResize
+from botvision.config import TableResize
 
 ResNetT = TypeVar("ResNetT", bound=nn.Module)
 

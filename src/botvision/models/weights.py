@@ -11,6 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from botvision.attention import RelativeAttention2d
+from botvision.attention.position import (
+    AbsolutePosition,
+    RelativePosition,
+    resize_absolute,
+    resize_relative,
+)
 from botvision.errors import UserError
 
 
@@ -20,13 +26,15 @@ class WeightsReport:
 
     file: Path
     loaded: list[str]
+    resized: list[str]
     new: list[str]
     ignored: list[str]
 
     def __str__(self) -> str:
-        """Three short lines: loaded, new and ignored."""
+        """Short lines: loaded, resized if any were, new and ignored."""
+        resized = f", {len(self.resized)} position tables resized" if self.resized else ""
         return (
-            f"weights of {self.file.name}: {len(self.loaded)} tensors loaded\n"
+            f"weights of {self.file.name}: {len(self.loaded)} tensors loaded{resized}\n"
             f"  new, drawn at random: {', '.join(self.new) or 'none'}\n"
             f"  in the file, not used: {', '.join(self.ignored) or 'none'}"
         )
@@ -65,8 +73,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
     """Load a ResNet of timm or torchvision into a backbone with the same body.
 
-    The attention stays as it was drawn, and so does a classifier of another size; every other
-    tensor of the model must be in the file with its shape.
+    The attention stays as it was drawn where the file has none, and so does a classifier of another
+    size. Position tables for another image size are resized by the layer's ``table_resize``. Every
+    other tensor of the model must be in the file with its shape.
 
     Args:
         model: a BoTNet or ResNet, whole or ``features_only``.
@@ -81,9 +90,11 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
         f"{name}." for name, m in model.named_modules() if isinstance(m, RelativeAttention2d)
     )
     own = model.state_dict()
+    resized = _resize_tables(model, tensors)
     fits = {n: tensors[n] for n in own if n in tensors and tensors[n].shape == own[n].shape}
     new = [n for n in own if n not in fits and not n.endswith("num_batches_tracked")]
-    missing = [n for n in new if not n.startswith((*attention, "fc."))]
+    head = getattr(model, "default_cfg", {}).get("classifier", "fc")
+    missing = [n for n in new if not n.startswith((*attention, f"{head}."))]
     if missing:
         name = missing[0]
         found = f"is {tuple(tensors[name].shape)} there" if name in tensors else "is not there"
@@ -93,4 +104,23 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
         )
     model.load_state_dict(fits, strict=False)
     ignored = [n for n in tensors if n not in fits and not n.endswith("num_batches_tracked")]
-    return WeightsReport(path, list(fits), new, ignored)
+    return WeightsReport(path, list(fits), resized, new, ignored)
+
+
+def _resize_tables(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
+    """Fit the position tables among ``tensors`` to the model's; returns the names of those."""
+    resized = []
+    for prefix, module in model.named_modules():
+        if not isinstance(module, RelativePosition | AbsolutePosition):
+            continue
+        for name, own in module.named_parameters(prefix):
+            table = tensors.get(name)
+            if table is None or table.shape == own.shape or table.shape[1:] != own.shape[1:]:
+                continue
+            if isinstance(module, RelativePosition):
+                length = (own.shape[0] + 1) // 2
+                tensors[name] = resize_relative(table, length, module.table_resize)
+            else:
+                tensors[name] = resize_absolute(table, own.shape[0], module.table_resize)
+            resized.append(name)
+    return resized

@@ -12,13 +12,70 @@ from lightning.pytorch import Callback
 from botvision.training.run import RunFolder
 
 
-class EventLog(Callback):
-    """A line in the run's ``metrics.jsonl`` for every training step."""
+def ends_inside_a_step(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether more parts of a step follow after this batch."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches != 0
 
-    def __init__(self, run: RunFolder, images: int, batch_size: int) -> None:
-        """Take the run, and what makes an epoch of a step."""
+
+class DataWait(Callback):
+    """How long the training waits for its data: from a batch's end to the next one's start."""
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self.waited = self.total = 0.0
+        self.began = self.free = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.began = self.free = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the wait for this batch."""
+        wait = time.perf_counter() - self.free
+        self.waited += wait
+        self.total += wait
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Wait from here on."""
+        self.free = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """An evaluation is no wait for data."""
+        spent = time.perf_counter() - self.free
+        self.began += spent
+        self.free += spent
+
+    def take(self) -> float:
+        """Seconds waited since this was last asked."""
+        waited, self.waited = self.waited, 0.0
+        return waited
+
+    @property
+    def share(self) -> float | None:
+        """Share of the training time until the last batch's end; ``None`` before the first."""
+        return self.total / (self.free - self.began) if self.free > self.began else None
+
+
+class EventLog(Callback):
+    """A line in the run's ``metrics.jsonl`` for every training step.
+
+    Of a step in several parts the losses are the last part's.
+    """
+
+    def __init__(self, run: RunFolder, images: int, batch_size: int, wait: DataWait) -> None:
+        """Take the run, what makes an epoch of a step, and the clock of the data."""
         self.run = run
         self.epochs_a_step = batch_size / images
+        self.wait = wait
         self.started = time.monotonic()
 
     def on_train_batch_end(
@@ -29,7 +86,9 @@ class EventLog(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Write losses, learning rate and seconds since the start."""
+        """Write losses, learning rate, and seconds since the start and for data in the step."""
+        if ends_inside_a_step(trainer, batch_idx):
+            return
         step = trainer.global_step
         self.run.log(
             "train",
@@ -37,6 +96,7 @@ class EventLog(Callback):
             epoch=round(step * self.epochs_a_step, 4),
             lr=trainer.optimizers[0].param_groups[0]["lr"],
             seconds=round(time.monotonic() - self.started, 3),
+            data_seconds=round(self.wait.take(), 4),
             **{name: float(value) for name, value in outputs.items()},
         )
 
@@ -65,6 +125,8 @@ class ProgressLines(Callback):
         batch_idx: int,
     ) -> None:
         """Print if the last line is old enough, and at the end."""
+        if ends_inside_a_step(trainer, batch_idx) or trainer.global_rank > 0:
+            return
         now, step = time.monotonic(), trainer.global_step
         if now - self.spoken < self.every_seconds and step != self.steps:
             return

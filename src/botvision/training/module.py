@@ -1,4 +1,4 @@
-"""One training step of a detector, and its optimiser."""
+"""One training step of a detector."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm import optim as timm_optim
 from torch import Tensor, nn
 
 from botvision.config import TrainConfig
 from botvision.data.loading import Batch
 from botvision.errors import UserError
-from botvision.training.schedule import learning_rate_factor
+from botvision.training.optimizer import make_optimizer, seed_batch
 
 
 class DetectorInference(L.LightningModule):
@@ -45,8 +43,7 @@ class DetectorModule(DetectorInference):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what is random inside the model by the step, so that a resumed run draws alike."""
-        sequence = np.random.SeedSequence((self.config.seed, self.global_step, self.global_rank))
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        seed_batch(self, self.config, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Sum the detector's losses of a batch.
@@ -71,21 +68,5 @@ class DetectorModule(DetectorInference):
         return {"loss": loss, **shown}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD or AdamW, decaying the weights of convolutions and linear layers alone."""
-        config = self.config
-        tables = {n for n, _ in self.detector.named_parameters() if ".pos_embed." in n}
-        groups = timm_optim.param_groups_weight_decay(  # type: ignore[attr-defined]
-            self.detector, config.weight_decay, no_weight_decay_list=tables
-        )
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, config.peak_lr, momentum=config.momentum)
-        else:
-            optimizer = torch.optim.AdamW(groups, config.peak_lr)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, self.steps, config)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        """See :func:`make_optimizer`."""
+        return make_optimizer(self.detector, self.config, self.steps)

@@ -24,9 +24,10 @@ class RunFolder:
     ``best.safetensors`` (weights and all that ``predict`` needs), ``plots/`` and ``predictions/``.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Take the folder's path, whether it exists or not."""
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        """Take the folder's path, whether it exists or not; of several processes one writes."""
         self.path = path
+        self.writes = writes
         self.config = path / "config.yaml"
         self.events = path / "metrics.jsonl"
         self.metrics = path / "metrics.json"
@@ -60,7 +61,8 @@ class RunFolder:
                     f"{self.checkpoint}: not a readable checkpoint ({error}); delete it to start "
                     "the run again"
                 ) from error
-        self._forget_after(step)
+        if self.writes:
+            self._forget_after(step)
         return step
 
     def _forget_after(self, step: int) -> None:
@@ -79,16 +81,22 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
         """Write all settings, what was resolved from them, and the versions that ran."""
+        if not self.writes:
+            return
         content = {**_plain(asdict(config)), "resolved": resolved, "versions": versions()}
         write_text(self.config, yaml.safe_dump(content, sort_keys=False))
 
     def log(self, event: str, step: int, **values: Any) -> None:
         """Append one event, a line of JSON."""
+        if not self.writes:
+            return
         with self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the last evaluation."""
+        if not self.writes:
+            return
         write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
     def end(self, step: int) -> None:

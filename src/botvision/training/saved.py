@@ -5,26 +5,37 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from timm.layers.norm_act import freeze_batch_norm_2d
+from timm.models import PretrainedCfg
+from torch import nn
 from torchvision.models.detection import FasterRCNN
 
 import botvision
-from botvision.config import DetectorConfig, Norm, Task, TrainConfig
+from botvision.config import (
+    ClassificationConfig,
+    DetectionConfig,
+    DetectionTask,
+    DetectorConfig,
+    Norm,
+)
 from botvision.data.categories import Categories
 from botvision.detection import build_detector
 from botvision.errors import UserError
+from botvision.models import create_model
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class DetectorCard:
     """What a detector is: how to build it, and what its labels mean."""
 
     model: str
-    task: Task
+    task: DetectionTask
     image_size: int
     norm: Norm
     model_args: dict[str, Any]
@@ -32,7 +43,9 @@ class ModelCard:
     categories: Categories
 
     @classmethod
-    def of(cls, config: TrainConfig, task: Task, categories: Categories) -> ModelCard:
+    def of(
+        cls, config: DetectionConfig, task: DetectionTask, categories: Categories
+    ) -> DetectorCard:
         """The card of the detector that ``config`` trains."""
         return cls(
             model=config.model,
@@ -43,6 +56,14 @@ class ModelCard:
             detector=config.detector,
             categories=categories,
         )
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> DetectorCard:
+        """From what ``save_model`` wrote of it."""
+        numbers = _tuples(fields["detector"])
+        ids, names = (tuple(fields["categories"][key]) for key in ("ids", "names"))
+        own = {"detector": DetectorConfig(**numbers), "categories": Categories(ids, names)}
+        return cls(**{**fields, **own})
 
     def build(self) -> FasterRCNN:
         """The detector, its weights drawn at random."""
@@ -57,17 +78,76 @@ class ModelCard:
         ).to(memory_format=torch.channels_last)
 
 
-def save_model(path: Path, detector: FasterRCNN, card: ModelCard) -> None:
+@dataclass(frozen=True)
+class ClassifierCard:
+    """What a classifier is: how to build it, what it wants to see, what its outputs mean."""
+
+    model: str
+    image_size: int
+    norm: Norm
+    model_args: dict[str, Any]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_share: float
+    task: Literal["classification"] = "classification"
+
+    @classmethod
+    def of(cls, config: ClassificationConfig, classes: tuple[str, ...]) -> ClassifierCard:
+        """The card of the classifier that ``config`` trains; size and colours are the model's."""
+        cfg = timm.get_pretrained_cfg(config.model) or PretrainedCfg()
+        return cls(
+            model=config.model,
+            image_size=config.image_size or cfg.input_size[-1],
+            norm=config.norm,
+            model_args=config.model_args,
+            classes=classes,
+            mean=cfg.mean,
+            std=cfg.std,
+            crop_share=config.crop_share,
+        )
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> ClassifierCard:
+        """From what ``save_model`` wrote of it."""
+        return cls(**_tuples(fields))
+
+    def build(self, **regularisation: Any) -> nn.Module:
+        """The classifier, its weights drawn at random; ``regularisation`` in timm's words."""
+        try:
+            model = create_model(
+                self.model,
+                num_classes=len(self.classes),
+                image_size=self.image_size,
+                **self.model_args,
+                **regularisation,
+            )
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise UserError(f"--model {self.model}: cannot be built ({error})") from error
+        if self.norm == "frozen":
+            model = freeze_batch_norm_2d(model)  # type: ignore[no-untyped-call]
+        return model.to(memory_format=torch.channels_last)
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """Lists, which JSON makes of tuples, as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
+ModelCard = DetectorCard | ClassifierCard
+
+
+def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
     """Write the weights as safetensors, the card as JSON in the file's metadata."""
     text = json.dumps({"version": botvision.__version__, **asdict(card)})
-    tensors = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"botvision": text})
     temporary.replace(path)
 
 
-def load_model(run: Path) -> tuple[FasterRCNN, ModelCard]:
-    """The detector of a run folder (its ``best.safetensors``) or of a weights file, in eval mode.
+def load_model(run: Path) -> tuple[nn.Module, ModelCard]:
+    """The model of a run folder (its ``best.safetensors``) or of a weights file, in eval mode.
 
     Raises:
         UserError: no such run or file, or a file that this command did not write.
@@ -90,14 +170,8 @@ def load_model(run: Path) -> tuple[FasterRCNN, ModelCard]:
         )
     fields = json.loads(text)
     del fields["version"]
-    numbers: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in fields["detector"].items()
-    }
-    fields["detector"] = DetectorConfig(**numbers)
-    fields["categories"] = Categories(
-        tuple(fields["categories"]["ids"]), tuple(fields["categories"]["names"])
-    )
-    card = ModelCard(**fields)
-    detector = card.build()
-    detector.load_state_dict(load_file(path))
-    return detector.eval(), card
+    classifies = fields["task"] == "classification"
+    card = (ClassifierCard if classifies else DetectorCard).from_fields(fields)
+    model = card.build()
+    model.load_state_dict(load_file(path))
+    return model.eval(), card

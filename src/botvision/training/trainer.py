@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 
 from botvision.config import Device, Precision, TrainConfig
 from botvision.errors import UserError
-from botvision.training.callbacks import ProgressLines
+from botvision.training.callbacks import ProgressLines, ends_inside_a_step
 from botvision.training.run import RunFolder
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -79,11 +80,55 @@ def evaluation_trainer(device: Device, callbacks: Sequence[Callback]) -> L.Train
     )
 
 
+def this_process(config: TrainConfig) -> tuple[int, int]:
+    """Number of this process and how many train together, as torchrun, Slurm or Lightning say.
+
+    Lightning starts the other processes of a machine itself, unless torchrun or Slurm did.
+    """
+    processes = config.devices * config.nodes
+    if processes == 1:
+        return 0, 1
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    number = {name: int(os.environ[name]) for name in names if name in os.environ}
+    rank = number.get("NODE_RANK", 0) * config.devices + number.get("LOCAL_RANK", 0)
+    if "LOCAL_RANK" not in number:
+        rank = number.get("SLURM_PROCID", rank)
+    return number.get("RANK", rank), processes
+
+
 class _ProgressBar(RichProgressBar):
     """Lightning's bar over the run's steps, which to Lightning are one epoch of no known last."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
+
+
+class _Checkpoint(ModelCheckpoint):
+    """Between steps only: a part of a step leaves gradients that no checkpoint holds."""
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save if it is time."""
+        if not ends_inside_a_step(trainer, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class _LastCheckpoint(Callback):
+    """At the end, before the moving average of the weights takes the place of the weights."""
+
+    def __init__(self, run: RunFolder) -> None:
+        """Take the run."""
+        self.run = run
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save."""
+        trainer.save_checkpoint(self.run.checkpoint)
 
 
 def training_trainer(
@@ -103,12 +148,15 @@ def training_trainer(
     shown = _ProgressBar() if sys.stderr.isatty() else ProgressLines(steps)
     return L.Trainer(
         accelerator="gpu" if config.device == "cuda" else config.device,
-        devices=1,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
         precision=_PRECISIONS[config.precision],
         max_epochs=-1,
         max_steps=steps,
+        accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_norm or None,
-        val_check_interval=config.eval_steps or None,
+        val_check_interval=config.eval_steps * config.accumulate or None,
         check_val_every_n_epoch=None if config.eval_steps else 1,
         num_sanity_val_steps=0,
         sync_batchnorm=config.norm == "sync",
@@ -119,8 +167,11 @@ def training_trainer(
         callbacks=[
             *callbacks,
             shown,
-            ModelCheckpoint(every_n_train_steps=config.checkpoint_steps, **checkpoints),
-            ModelCheckpoint(
+            _LastCheckpoint(run),
+            # After the evaluation, which saves the weights that the average has put in place.
+            *([EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay else []),
+            _Checkpoint(every_n_train_steps=config.checkpoint_steps, **checkpoints),
+            _Checkpoint(
                 train_time_interval=timedelta(minutes=config.checkpoint_minutes), **checkpoints
             ),
         ],

@@ -19,11 +19,18 @@ LABEL_POINTS = 8.5
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the total comes in black.
 TOTAL = "#111111"
 PARTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-AP_CURVES = (
+# Curves of the evaluations, by picture: task (a dict of the event, or the event itself), metric,
+# name, colour and line.
+Curve = tuple[str | None, str, str, str, str]
+AP_CURVES: tuple[Curve, ...] = (
     ("bbox", "AP50", "box AP50", "#0072b2", "--"),
     ("bbox", "AP", "box AP", "#0072b2", "-"),
     ("segm", "AP50", "mask AP50", "#d55e00", "--"),
     ("segm", "AP", "mask AP", "#d55e00", "-"),
+)
+ACCURACY_CURVES: tuple[Curve, ...] = (
+    (None, "top5", "top-5", "#d55e00", "-"),
+    (None, "top1", "top-1", "#0072b2", "-"),
 )
 
 Values = npt.NDArray[np.float64]
@@ -31,18 +38,18 @@ Event = dict[str, Any]
 
 
 def plot_curves(events: Path, folder: Path) -> list[Path]:
-    """Draw a run's training loss, and its AP where it was evaluated.
+    """Draw a run's training loss, and its AP or accuracy where it was evaluated.
 
     ``folder/loss.png`` has the loss and every ``loss_*`` part (each step faint, a centred running
     mean over 1/40 of the run clear) over the learning rate; ``folder/ap.png`` has the AP and AP50
-    of boxes and masks, and is written only when there are evaluations. Lines that are not JSON are
-    skipped, for a killed process may leave one; of two events at one step, which a resumed run
-    leaves, the later counts.
+    of boxes and masks, ``folder/accuracy.png`` a classifier's top-1 and top-5; each is written only
+    when there are such evaluations. Lines that are not JSON are skipped, for a killed process may
+    leave one; of two events at one step, which a resumed run leaves, the later counts.
 
     Args:
         events: a run's ``metrics.jsonl``, one JSON object a line. ``{"event": "train", "step",
             "loss", "loss_*", "lr"}`` and ``{"event": "eval", "step", "bbox": {"AP", "AP50"},
-            "segm": {...}}`` are drawn, other events skipped.
+            "segm": {...}, "top1", "top5"}`` are drawn, other events skipped.
         folder: where the PNG files go; made when missing.
 
     Returns:
@@ -55,20 +62,23 @@ def plot_curves(events: Path, folder: Path) -> list[Path]:
         raise UserError(f"{events}: no such file; give the metrics.jsonl of a training run")
     records = _read_events(events)
     train = _by_step(record for record in records if record["event"] == "train")
-    evaluations = _by_step(
-        record
-        for record in records
-        if record["event"] == "eval" and ("bbox" in record or "segm" in record)
-    )
+    evaluations = _by_step(record for record in records if record["event"] == "eval")
     if not train:
         raise UserError(f"{events}: has no train event to draw; train for at least one logged step")
 
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "loss.png"]
     _loss_figure(train).savefig(written[0], dpi=DPI)
-    if evaluations:
-        written.append(folder / "ap.png")
-        _ap_figure(evaluations).savefig(written[1], dpi=DPI)
+    for name, label, curves in (
+        ("ap.png", "average precision", AP_CURVES),
+        ("accuracy.png", "accuracy", ACCURACY_CURVES),
+    ):
+        drawn = [
+            e for e in evaluations if any((task or metric) in e for task, metric, *_ in curves)
+        ]
+        if drawn:
+            written.append(folder / name)
+            _evaluation_figure(drawn, curves, label).savefig(written[-1], dpi=DPI)
     return written
 
 
@@ -131,14 +141,14 @@ def _loss_figure(train: list[Event]) -> Figure:
     return figure
 
 
-def _ap_figure(evaluations: list[Event]) -> Figure:
+def _evaluation_figure(evaluations: list[Event], curves: tuple[Curve, ...], label: str) -> Figure:
     figure = Figure(figsize=(7.2, 4.2), facecolor="white")
     axes = figure.add_axes((0.1, 0.12, 0.7, 0.84))
     steps = _column(evaluations, "step")
     ends: list[tuple[str, str, float]] = []
-    for task, metric, name, colour, style in AP_CURVES:
+    for task, metric, name, colour, style in curves:
         # COCO's evaluation gives -1 where there is nothing to find.
-        values = _column([event.get(task, {}) for event in evaluations], metric)
+        values = _column([event.get(task, {}) if task else event for event in evaluations], metric)
         values = np.where(values < 0, np.nan, values)
         if np.isnan(values).all():
             continue
@@ -155,7 +165,7 @@ def _ap_figure(evaluations: list[Event]) -> Figure:
         last = _last(values)
         ends.append((f"{name} {last:.3f}", colour, last))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("average precision", color=INK)
+    axes.set_ylabel(label, color=INK)
     tidy(axes)
     _label_steps(axes, steps)
     _label_ends(axes, ends)

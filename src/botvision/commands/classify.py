@@ -1,0 +1,143 @@
+"""``botvision eval`` and ``predict`` of a classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+from botvision.attention.position import AbsolutePosition, RelativePosition
+from botvision.config import Device, TableResize
+from botvision.data.classes import (
+    ClassDataset,
+    ClassFolder,
+    collate_classes,
+    eval_transform,
+    find_class_splits,
+    readable_names,
+)
+from botvision.data.loading import eval_loader, worker_count
+from botvision.data.sources import open_data
+from botvision.errors import UserError
+from botvision.evaluation.classification import (
+    ClassEvaluation,
+    Metrics,
+    print_class_metrics,
+    write_confusion,
+)
+from botvision.training.classifier import ClassifierInference
+from botvision.training.run import RunFolder
+from botvision.training.saved import ClassifierCard
+from botvision.training.trainer import evaluation_trainer
+from botvision.visualize.classes import draw_confusion, draw_predictions
+
+TOP = 5
+_SHEET_IMAGES = 24
+
+
+def evaluate_classifier(
+    model: nn.Module,
+    card: ClassifierCard,
+    run: Path,
+    data: str,
+    *,
+    split: str | None,
+    image_size: int | None,
+    table_resize: TableResize | None,
+    batch_size: int,
+    device: Device,
+    workers: int,
+    out: Path | None,
+    console: Console,
+) -> Metrics:
+    """Accuracy and calibration on class folders, in float32; arguments as of ``evaluate``."""
+    splits = find_class_splits(open_data(data))
+    if split is None:
+        split = next(name for name in ("val", "test", "train") if name in splits)
+    if split not in splits:
+        raise UserError(f"--split {split}: {data} has only {', '.join(splits)}")
+    if image_size is not None:
+        card = dataclasses.replace(card, image_size=image_size)
+    if table_resize is not None:
+        for module in model.modules():
+            if isinstance(module, RelativePosition | AbsolutePosition):
+                module.table_resize = table_resize
+    folder = ClassFolder(splits[split], card.classes)
+    console.print(
+        f"{folder.summary()}, seen at {card.image_size} px", highlight=False, soft_wrap=True
+    )
+    names = readable_names(card.classes)
+    evaluation = ClassEvaluation(names)
+    loader = eval_loader(
+        ClassDataset(folder, eval_transform(card.image_size, card.crop_share)),
+        collate_classes,
+        batch_size=batch_size,
+        workers=worker_count(workers, device != "cpu"),
+    )
+    evaluation_trainer(device, [evaluation]).validate(
+        ClassifierInference(model, card), loader, verbose=False
+    )
+    run_folder = RunFolder(out or (run if run.is_dir() else run.parent))
+    run_folder.path.mkdir(parents=True, exist_ok=True)
+    run_folder.write_metrics({"split": split, "image_size": card.image_size, **evaluation.metrics})
+    write_class_report(run_folder, evaluation)
+    print_class_metrics(console, evaluation.metrics)
+    console.print(f"written to {run_folder.metrics}", highlight=False, soft_wrap=True)
+    return evaluation.metrics
+
+
+def write_class_report(run: RunFolder, evaluation: ClassEvaluation) -> None:
+    """Write the confusion matrix of an evaluation, as numbers and as a picture."""
+    write_confusion(run.predictions, evaluation.classes, evaluation.confusion)
+    run.plots.mkdir(parents=True, exist_ok=True)
+    draw_confusion(evaluation.classes, evaluation.confusion, run.plots / "confusion.png")
+
+
+def classifier(
+    model: nn.Module, card: ClassifierCard, device: Device
+) -> Callable[[Image.Image], list[dict[str, Any]]]:
+    """What gives an image's best classes: ``class`` and ``probability``, the best first."""
+    module = ClassifierInference(model, card).to(device)
+    transform = eval_transform(card.image_size, card.crop_share)
+    names = readable_names(card.classes)
+
+    def classify(image: Image.Image) -> list[dict[str, Any]]:
+        with torch.inference_mode():
+            logits = module.validation_step((transform(image)[None].to(device), torch.empty(0)), 0)
+            best = logits.softmax(dim=-1)[0].topk(min(TOP, len(names)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [{"class": names[index], "probability": p} for index, p in pairs]
+
+    return classify
+
+
+def predict_classes(
+    model: nn.Module,
+    card: ClassifierCard,
+    images: Iterable[tuple[Path, Image.Image]],
+    folder: Path,
+    device: Device,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """The best classes of every image, and a sheet of the first 24: ``predictions.png``."""
+    classify = classifier(model, card, device)
+    listed: list[dict[str, Any]] = []
+    shown: list[Image.Image] = []
+    for path, image in images:
+        best = classify(image)
+        size = {"width": image.width, "height": image.height}
+        listed.append({"file": str(path), **size, "classes": best})
+        if len(shown) < _SHEET_IMAGES:
+            shown.append(image)
+        text = ", ".join(f"{c['class']} {c['probability']:.1%}" for c in best[:2])
+        console.print(f"{path}: {text}", highlight=False, soft_wrap=True)
+    if shown:
+        top = [[(c["class"], c["probability"]) for c in row["classes"]] for row in listed]
+        draw_predictions(shown, top[: len(shown)], folder / "predictions.png")
+    return listed

@@ -1,0 +1,47 @@
+"""The optimiser, and what is random about a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm import optim as timm_optim
+from torch import nn
+
+from botvision.config import TrainConfig
+from botvision.data.loading import seed_everything
+from botvision.training.schedule import learning_rate_factor
+
+
+def seed_batch(module: L.LightningModule, config: TrainConfig, batch_idx: int) -> None:
+    """Seed by step, process and part of the step."""
+    part = batch_idx % config.accumulate
+    torch.manual_seed(seed_everything(config.seed, module.global_step, module.global_rank, part))
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> OptimizerLRScheduler:
+    """SGD or AdamW, decaying the weights of convolutions and linear layers alone."""
+    tables = {n for n, _ in model.named_parameters() if ".pos_embed." in n}
+    groups: Any = model.parameters()
+    decay = config.weight_decay
+    if not config.decay_all:
+        groups = timm_optim.param_groups_weight_decay(  # type: ignore[attr-defined]
+            model, decay, no_weight_decay_list=tables
+        )
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            groups,
+            config.peak_lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=decay,
+        )
+    else:
+        optimizer = torch.optim.AdamW(groups, config.peak_lr, weight_decay=decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps, config)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

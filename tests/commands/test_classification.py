@@ -1,0 +1,265 @@
+"""train, eval and predict on class folders, through the command."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from botvision.attention.position import resize_relative
+from botvision.cli import main
+from botvision.config import ClassificationConfig
+from botvision.parsers import parse_train, recipe_names
+from class_files import CLASSES, write_classes
+
+SETTINGS = [
+    *("--model", "botnet50_s1"),
+    # Not from zero, else the attention would hardly count in so few steps.
+    *("--model-args", "{layers: [1, 1, 1, 1], channels: [16, 16, 32, 32], zero_init_last: false}"),
+    *("--image-size", "48", "--batch-size", "4", "--base-lr", "0.02", "--base-batch-size", "4"),
+    *("--device", "cpu", "--precision", "32", "--workers", "0", "--warmup-steps", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_classes(tmp_path_factory.mktemp("classes"))
+
+
+def train(data, out, *more):
+    main(["train", str(data), *SETTINGS, "--out", str(out), *map(str, more)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A finished run of 6 steps; tests must not write into it."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return train(data, out, "--max-steps", 6, "--eval-steps", 3)
+
+
+def events(out, kind="train"):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def losses(out):
+    return [event["loss"] for event in events(out)]
+
+
+def state(out):
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
+
+
+def fail(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(list(map(str, arguments)))
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_train_writes_the_run_folder(run):
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "metrics.jsonl", "metrics.json", "best.safetensors"),
+        *("checkpoints", "plots", "predictions"),
+    }
+    names = {path.name for path in (run / "plots").iterdir()}
+    assert names == {"loss.png", "accuracy.png", "confusion.png"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["step"] == 6
+    assert set(metrics["per_class"]) == set(CLASSES)
+    assert sum(row["images"] for row in metrics["per_class"].values()) == 7
+    assert [event["step"] for event in events(run, "eval")] == [3, 6]
+    assert all(0 <= event["data_seconds"] <= event["seconds"] for event in events(run))
+
+
+def test_eval_of_the_run_is_its_own_evaluation(run, data, tmp_path):
+    main(["eval", str(run), str(data), "--out", str(tmp_path), "--device", "cpu"])
+    got = json.loads((tmp_path / "metrics.json").read_text())
+    best = max(event["top1"] for event in events(run, "eval"))
+    assert got["top1"] == best
+    assert got["split"] == "val"
+    assert (tmp_path / "predictions" / "confusion.csv").is_file()
+
+
+def test_eval_at_another_size_with_either_table_rule(run, data, tmp_path):
+    seen = {}
+    for rule in ("slice", "interpolate"):
+        out = tmp_path / rule
+        more = ["--image-size", "32", "--table-resize", rule, "--batch-size", "3"]
+        main(["eval", str(run), str(data), "--out", str(out), "--device", "cpu", *more])
+        seen[rule] = json.loads((out / "metrics.json").read_text())
+        assert seen[rule]["image_size"] == 32
+    assert seen["slice"]["loss"] != seen["interpolate"]["loss"]
+
+
+def test_predict_lists_the_best_classes_and_draws_a_sheet(run, data, tmp_path, capsys):
+    images = sorted((data / "val" / "red").iterdir())
+    main(["predict", str(run), str(data / "val" / "red"), "--out", str(tmp_path)])
+    listed = json.loads((tmp_path / "predictions.json").read_text())
+    assert [row["file"] for row in listed] == [str(path) for path in images]
+    for row in listed:
+        shares = [best["probability"] for best in row["classes"]]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert {best["class"] for best in row["classes"]} == set(CLASSES)
+        assert (row["width"], row["height"]) == (37, 32)
+    assert Image.open(tmp_path / "predictions.png").width > 600
+    assert f"{images[0]}: {listed[0]['classes'][0]['class']}" in capsys.readouterr().out
+
+
+def test_predict_agrees_with_eval(run, data, tmp_path):
+    main(["eval", str(run), str(data), "--out", str(tmp_path), "--device", "cpu"])
+    per_class = json.loads((tmp_path / "metrics.json").read_text())["per_class"]
+    for name in CLASSES:
+        main(["predict", str(run), str(data / "val" / name), "--out", str(tmp_path / name)])
+        listed = json.loads((tmp_path / name / "predictions.json").read_text())
+        right = sum(row["classes"][0]["class"] == name for row in listed)
+        assert per_class[name]["accuracy"] == pytest.approx(right / len(listed))
+
+
+def test_the_first_losses_are_as_recorded(data, tmp_path):
+    """Any change of the arithmetic shows here; the same steps on other machines agree to 1e-3."""
+    more = ["--smoothing", 0.1, "--mixup", 0.2, "--cutmix", 1.0, "--drop-path", 0.1]
+    out = train(data, tmp_path / "run", "--max-steps", 4, *more)
+    assert losses(out) == pytest.approx(GOLDEN, rel=1e-3)
+
+
+GOLDEN = [1.021279, 1.128146, 0.996247, 1.191702]
+
+
+def test_a_step_in_parts_is_a_step(data, tmp_path):
+    """With frozen batch norm, which would see other batches."""
+    runs = [
+        train(data, tmp_path / str(k), "--max-steps", 4, "--norm", "frozen", "--accumulate", k)
+        for k in (1, 2)
+    ]
+    one, two = (load_file(out / "best.safetensors") for out in runs)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+    assert [event["step"] for event in events(runs[1])] == [1, 2, 3, 4]
+
+
+def command(data, out, *more):
+    arguments = ["train", data, *SETTINGS, "--out", out, *more]
+    return [sys.executable, "-m", "botvision", *map(str, arguments)]
+
+
+# One thread each: the order of a sum must not differ.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_two_processes_train_and_evaluate_like_one(data, tmp_path):
+    """Seven validation images over two processes: each is counted once."""
+    settings = ["--norm", "frozen", "--max-steps", 4, "--eval-steps", 2]
+    for processes in (1, 2):
+        more = [*settings, "--devices", processes]
+        run = command(data, tmp_path / str(processes), *more)
+        done = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (tmp_path / name for name in ("1", "2"))
+    assert "cpu x 2" in done.stdout
+    want, got = (load_file(out / "best.safetensors") for out in (one, two))
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-4, atol=1e-5)
+    want, got = (json.loads((out / "metrics.json").read_text()) for out in (one, two))
+    assert {k: v["images"] for k, v in got["per_class"].items()} == {
+        k: v["images"] for k, v in want["per_class"].items()
+    }
+    for name in ("top1", "top5", "loss", "calibration_error"):
+        assert got[name] == pytest.approx(want[name], abs=1e-4)
+    assert len(events(two)) == len(events(one)) == 4
+
+
+def test_a_killed_run_with_a_moving_average_resumes_as_if_nothing_had_been(data, tmp_path):
+    settings = ["--ema-decay", 0.8, "--max-steps", 8, "--checkpoint-steps", 3, "--eval-steps", 4]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(data, whole, *settings), env=ENVIRONMENT, check=True)
+    process = subprocess.Popen(command(data, killed, *settings), env=ENVIRONMENT)
+    log = killed / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 5):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(losses(killed)) < 8
+    subprocess.run([*command(data, killed, *settings), "--resume"], env=ENVIRONMENT, check=True)
+    assert losses(killed) == losses(whole)
+    want, got = state(whole), state(killed)
+    for key in ("state_dict", "current_model_state"):
+        for name, tensor in want[key].items():
+            assert torch.equal(got[key][name], tensor), name
+    moved = [
+        not torch.equal(want["state_dict"][name], tensor)
+        for name, tensor in want["current_model_state"].items()
+        if tensor.is_floating_point() and not name.endswith(("mean", "std"))
+    ]
+    assert any(moved)
+    # What is saved for use is the average, at the better of the two evaluations.
+    saved, best = load_file(whole / "best.safetensors"), load_file(killed / "best.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in saved.items())
+    last = events(whole, "eval")[-1]
+    if last["top1"] > events(whole, "eval")[0]["top1"]:
+        assert torch.equal(saved["fc.weight"], want["state_dict"]["model.fc.weight"])
+
+
+def test_fine_tuning_at_another_size_resizes_the_position_tables(run, data, tmp_path, capsys):
+    weights = run / "best.safetensors"
+    out = train(
+        *(data, tmp_path / "run", "--weights", weights, "--image-size", 64),
+        *("--max-steps", 1, "--lr", 0),
+    )
+    assert "position tables resized" in capsys.readouterr().out
+    old, new = load_file(weights), load_file(out / "best.safetensors")
+    name = "layer4.0.conv2.pos_embed.height_rel"
+    assert old[name].shape[0] == 5
+    torch.testing.assert_close(new[name], resize_relative(old[name], 4, "interpolate"))
+    assert torch.equal(new["fc.weight"], old["fc.weight"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "mobilenetv3_small_050"])
+def test_any_model_of_timm_trains(data, tmp_path, name):
+    out = train(data, tmp_path / "run", "--model", name, "--model-args", "{}", "--max-steps", 1)
+    assert math.isfinite(losses(out)[0])
+
+
+@pytest.mark.parametrize("name", recipe_names("classification"))
+def test_every_recipe_parses(data, name):
+    config, _ = parse_train([str(data), "--recipe", name])
+    assert isinstance(config, ClassificationConfig)
+
+
+def test_position_tables_can_decay(data):
+    config, _ = parse_train([str(data), "--decay-all", "true"])
+    assert config.decay_all
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "5", "--accumulate", "2"], "--batch-size 5: is for the whole step"),
+        (["--mixup", "0.2", "--batch-size", "3"], "--batch-size is to be even"),
+        (["--jitter", "[1, 2]"], "jitter"),
+        (["--recipe", "demo"], "--recipe demo: no such recipe for classification"),
+        (["--model-args", "{layers: 3}"], "--model botnet50_s1: cannot be built"),
+        (["--auto-augment", "best"], "--auto-augment best: not a policy of timm"),
+        (["--lr", "1e30"], "the loss is not finite at step"),
+    ],
+)
+def test_wrong_settings_are_one_line(data, tmp_path, capsys, arguments, message):
+    more = ["--max-steps", "4", *arguments]
+    line = fail(capsys, "train", data, *SETTINGS, "--out", tmp_path / "run", *more)
+    assert message in line
+
+
+def test_several_processes_need_a_folder(data, capsys):
+    line = fail(capsys, "train", data, *SETTINGS, "--devices", "2")
+    assert "give --out" in line
