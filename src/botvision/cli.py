@@ -25,8 +25,9 @@ from botvision.parsers import (
     train_parser,
 )
 
-EPILOG = """DATA is a folder in COCO format (annotations/*.json and image folders) or of class
-folders (train/CLASS/*.jpg, val/CLASS/*.jpg), a zip or tar of either, or a built-in set: shapes,
+EPILOG = """DATA is a folder in COCO format (annotations/*.json and image folders), of class folders
+(train/CLASS/*.jpg, val/CLASS/*.jpg) or of webdataset shards (train-*.tar, val-*.tar), a zip or tar
+of one of the first two, hfds/NAME of the Hugging Face Hub, or a built-in set: shapes,
 shapes-context. RUN is a folder that `botvision train` wrote,
 or its best.safetensors."""
 

@@ -80,7 +80,7 @@ def train_parser(kind: Kind = "detection") -> Parser:
 
 def _kind(arguments: Sequence[str]) -> Kind:
     """What ``--task`` says, or what DATA is."""
-    from botvision.data.sources import is_class_folders  # Loads NumPy, which --help need not.
+    from botvision.data.sources import is_class_data  # Loads NumPy, which --help need not.
 
     rest, tasks = _take(list(arguments), "--task")
     if tasks:
@@ -88,7 +88,7 @@ def _kind(arguments: Sequence[str]) -> Kind:
     remaining = iter(rest)
     for argument in remaining:
         if not argument.startswith("-"):
-            return "classification" if is_class_folders(argument) else "detection"
+            return "classification" if is_class_data(argument) else "detection"
         if "=" not in argument and argument not in ("--resume", "--help", "-h"):
             next(remaining, None)
     return "detection"

@@ -91,7 +91,10 @@ def test_every_recipe_parses(name):
     [
         (["train"], "data"),
         (["train", "nowhere"], "nowhere: no such folder or archive"),
-        (["train", "shapes", "--recipe", "best"], "--recipe best: no such recipe for detection; choose one of"),
+        (
+            ["train", "shapes", "--recipe", "best"],
+            "--recipe best: no such recipe for",
+        ),
         (["train", "shapes", "--config", "no.yaml"], "--config no.yaml: no such file"),
         (["train", "shapes", "--batch-size", "many"], "batch_size"),
         (["train", "shapes", "--learning-rate", "1"], "learning-rate"),

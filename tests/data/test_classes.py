@@ -15,7 +15,7 @@ from botvision.data.classes import (
     readable_names,
     train_transform,
 )
-from botvision.data.sources import is_class_folders
+from botvision.data.sources import is_class_data
 from botvision.errors import UserError
 from class_files import CLASSES, write_classes
 
@@ -27,9 +27,13 @@ def root(tmp_path):
 
 def test_splits_go_by_their_usual_names(root):
     (root / "val").rename(root / "validation")
-    assert find_class_splits(root) == {"train": root / "train", "val": root / "validation"}
+    splits = find_class_splits(str(root))
+    assert {name: len(open_split(None)) for name, open_split in splits.items()} == {
+        "train": 11,
+        "val": 7,
+    }
     shutil.copytree(root / "train", root / "test")
-    assert set(find_class_splits(root)) == {"train", "val", "test"}
+    assert set(find_class_splits(str(root))) == {"train", "val", "test"}
 
 
 def test_labels_follow_the_names_in_natural_order(tmp_path):
@@ -59,17 +63,17 @@ def test_faults_of_the_folders_are_named(root, tmp_path):
     (tmp_path / "empty" / "train" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="train: no images in its class folders"):
         ClassFolder(tmp_path / "empty" / "train")
-    with pytest.raises(UserError, match="no class folders; expected train/CLASS"):
-        find_class_splits(tmp_path)
+    with pytest.raises(UserError, match="no class folders or shards; expected train/CLASS"):
+        find_class_splits(str(tmp_path / "data" / "val"))
 
 
 def test_what_a_folder_is(root, tiny_data, tmp_path):
-    assert is_class_folders(str(root))
-    assert not is_class_folders(str(tiny_data))
-    assert not is_class_folders("shapes")
+    assert is_class_data(str(root))
+    assert not is_class_data(str(tiny_data))
+    assert not is_class_data("shapes")
     (tmp_path / "neither").mkdir()
     with pytest.raises(UserError, match=r"neither COCO format .* nor class folders"):
-        is_class_folders(str(tmp_path / "neither"))
+        is_class_data(str(tmp_path / "neither"))
 
 
 def test_a_broken_image_is_named(root):

@@ -11,8 +11,7 @@ import torch
 
 from botvision.benchmark.measure import alternate
 from botvision.config import ClassificationConfig
-from botvision.data.classes import ClassDataset, ClassFolder, eval_transform, train_transform
-from botvision.data.images import open_image
+from botvision.data.classes import ClassData, ClassDataset, eval_transform, train_transform
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class DataRow:
 
 
 def bench_class_folder(
-    data: ClassFolder, *, image_size: int, images: int, policy: str, seconds: float
+    data: ClassData, *, image_size: int, images: int, policy: str, seconds: float
 ) -> list[DataRow]:
     """Time the training and evaluation pipelines of class folders, the runs in turn.
 
@@ -57,7 +56,7 @@ def bench_class_folder(
 
     def plain() -> None:
         for index in indices:
-            image = open_image(data.files[index])
+            image, _ = data[int(index)]
             np.asarray(image.resize((image_size, image_size)))
 
     def reader(dataset: ClassDataset) -> Callable[[], None]:

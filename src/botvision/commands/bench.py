@@ -27,8 +27,7 @@ from botvision.benchmark.report import (
     model_table,
 )
 from botvision.config import Compute, Device, Mode
-from botvision.data.classes import ClassFolder, find_class_splits
-from botvision.data.sources import open_data
+from botvision.data.classes import find_class_splits
 from botvision.errors import UserError
 from botvision.files import write_text
 from botvision.models import create_model
@@ -207,13 +206,13 @@ def bench_data(
     """
     _check_positive(image_size=image_size, images=images, seconds=seconds)
     _check_writable(json=json)
-    splits = find_class_splits(open_data(data))
-    folder = ClassFolder(splits.get("train", next(iter(splits.values()))))
+    splits = find_class_splits(data)
+    split = splits.get("train", next(iter(splits.values())))(None)
     console = console or Console()
-    console.print(folder.summary(), highlight=False, soft_wrap=True)
+    console.print(split.summary(), highlight=False, soft_wrap=True)
     settings = {"data": Path(data).name, "image_size": image_size, "images": images}
     rows = data_speed.bench_class_folder(
-        folder, image_size=image_size, images=images, policy=policy, seconds=seconds
+        split, image_size=image_size, images=images, policy=policy, seconds=seconds
     )
     console.print(data_table(rows, image_size))
     if json is not None:

@@ -9,7 +9,6 @@ from botvision.commands.classify import write_class_report
 from botvision.config import ClassificationConfig
 from botvision.data.classes import (
     ClassDataset,
-    ClassFolder,
     collate_classes,
     eval_transform,
     find_class_splits,
@@ -17,7 +16,6 @@ from botvision.data.classes import (
     train_transform,
 )
 from botvision.data.loading import eval_loader, worker_count
-from botvision.data.sources import open_data
 from botvision.errors import UserError
 from botvision.evaluation.classification import (
     ClassEvaluation,
@@ -42,14 +40,12 @@ class ClassificationTask:
             UserError: a fault in the data or the settings.
         """
         self.config = config
-        splits = find_class_splits(open_data(config.data))
+        splits = find_class_splits(config.data)
         if "train" not in splits:
-            raise UserError(
-                f"{config.data}: has no folder train/ of class folders, only {', '.join(splits)}"
-            )
-        self.train = ClassFolder(splits["train"])
-        folder = splits.get("val", splits.get("test"))
-        self.val = ClassFolder(folder, self.train.classes) if folder is not None else None
+            raise UserError(f"{config.data}: has no training split, only {', '.join(splits)}")
+        self.train = splits["train"](None)
+        self.held_out = next((name for name in ("val", "test") if name in splits), None)
+        self.val = splits[self.held_out](self.train.classes) if self.held_out else None
         self.images = len(self.train)
         if config.mixup or config.cutmix:
             parts = config.accumulate * config.devices * config.nodes
@@ -73,7 +69,7 @@ class ClassificationTask:
 
             def on_metrics(step: int, metrics: Metrics, best: bool) -> None:
                 run.log("eval", step, **{k: v for k, v in metrics.items() if k != "per_class"})
-                run.write_metrics({"step": step, "split": val.folder.name, **metrics})
+                run.write_metrics({"step": step, "split": self.held_out, **metrics})
                 if best and rank == 0:
                     save_model(run.weights, model, card)
 

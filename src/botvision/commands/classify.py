@@ -16,14 +16,12 @@ from botvision.attention.position import AbsolutePosition, RelativePosition
 from botvision.config import Device, TableResize
 from botvision.data.classes import (
     ClassDataset,
-    ClassFolder,
     collate_classes,
     eval_transform,
     find_class_splits,
     readable_names,
 )
 from botvision.data.loading import eval_loader, worker_count
-from botvision.data.sources import open_data
 from botvision.errors import UserError
 from botvision.evaluation.classification import (
     ClassEvaluation,
@@ -57,7 +55,7 @@ def evaluate_classifier(
     console: Console,
 ) -> Metrics:
     """Accuracy and calibration on class folders, in float32; arguments as of ``evaluate``."""
-    splits = find_class_splits(open_data(data))
+    splits = find_class_splits(data)
     if split is None:
         split = next(name for name in ("val", "test", "train") if name in splits)
     if split not in splits:
@@ -68,14 +66,14 @@ def evaluate_classifier(
         for module in model.modules():
             if isinstance(module, RelativePosition | AbsolutePosition):
                 module.table_resize = table_resize
-    folder = ClassFolder(splits[split], card.classes)
+    images = splits[split](card.classes)
     console.print(
-        f"{folder.summary()}, seen at {card.image_size} px", highlight=False, soft_wrap=True
+        f"{images.summary()}, seen at {card.image_size} px", highlight=False, soft_wrap=True
     )
     names = readable_names(card.classes)
     evaluation = ClassEvaluation(names)
     loader = eval_loader(
-        ClassDataset(folder, eval_transform(card.image_size, card.crop_share)),
+        ClassDataset(images, eval_transform(card.image_size, card.crop_share)),
         collate_classes,
         batch_size=batch_size,
         workers=worker_count(workers, device != "cpu"),

@@ -1,10 +1,11 @@
-"""Data sets of class folders, of a stored Hugging Face set, or of any reader of timm's."""
+"""Images with one class each: class folders, shards, or a Hugging Face data set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -18,6 +19,8 @@ from torch.utils.data import Dataset
 from botvision.config import ClassificationConfig
 from botvision.data.images import open_image
 from botvision.data.loading import seed_everything
+from botvision.data.shards import ClassShards
+from botvision.data.sources import HUGGING_FACE, class_folders, find_shards, open_data
 from botvision.errors import UserError
 
 Sample = tuple[Tensor, int]
@@ -26,24 +29,105 @@ Transform = Callable[[Image.Image], Tensor]
 
 # Names of a split's folder, in the order of preference.
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-LAYOUT = "expected train/CLASS/*.jpg, and val/ or test/ likewise"
+LAYOUT = "expected train/CLASS/*.jpg or train-000.tar, and val or test likewise"
 
 
-def find_class_splits(root: Path) -> dict[str, Path]:
-    """The folders of ``train``, ``val`` and ``test`` that hold class folders, by these names.
+class ClassData(Protocol):
+    """The images of a split, RGB, and their labels from 0; ``classes`` are the labels' names."""
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Count the images."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """An image and its label; raises UserError as ``open_image``."""
+
+    def summary(self) -> str:
+        """One line: where, how many images, of how many classes."""
+
+
+Opener = Callable[[Sequence[str] | None], ClassData]
+
+
+def find_class_splits(data: str) -> dict[str, Opener]:
+    """``train``, ``val`` and ``test`` of a data set, those it has; each opens by its classes.
+
+    Args:
+        data: a folder or archive of class folders or shards, or ``hfds/NAME``: a data set of the
+            Hugging Face Hub, or a folder that its library reads.
 
     Raises:
-        UserError: ``root`` has none of them.
+        UserError: no such data, or none of the splits.
     """
-    splits = {
-        name: root / folder
-        for name, folders in _SPLITS.items()
-        for folder in reversed(folders)
-        if (root / folder).is_dir() and any(p.is_dir() for p in (root / folder).iterdir())
-    }
+    if data.startswith(HUGGING_FACE):
+        return _hugging_face_splits(data.removeprefix(HUGGING_FACE))
+    root = open_data(data)
+    splits: dict[str, Opener] = {}
+    for name, folders in _SPLITS.items():
+        for folder in reversed(folders):
+            if class_folders(root / folder):
+                splits[name] = partial(ClassFolder, root / folder)
+            elif shards := find_shards(root, folder):
+                splits[name] = partial(ClassShards, shards)
     if not splits:
-        raise UserError(f"{root}: no class folders; {LAYOUT}")
+        raise UserError(f"{root}: no class folders or shards; {LAYOUT}")
     return splits
+
+
+def _hugging_face_splits(name: str) -> dict[str, Opener]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{HUGGING_FACE}{name}: needs the library; pip install botvision[huggingface]"
+        ) from None
+    try:
+        there: list[str] = datasets.get_dataset_split_names(name)
+    except Exception as error:  # its many kinds, and those of the network
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{HUGGING_FACE}{name}: cannot be opened ({reason})") from error
+    return {
+        own: partial(HuggingFaceData, name, split)
+        for own, names in _SPLITS.items()
+        for split in reversed(names)
+        if split in there
+    }
+
+
+class HuggingFaceData:
+    """A split of a Hugging Face data set with the columns ``image`` and ``label``.
+
+    Raises:
+        UserError: other columns, labels without names, or other classes than ``classes``.
+    """
+
+    def __init__(self, name: str, split: str, classes: Sequence[str] | None = None) -> None:
+        """Open the split, fetching it if it is not here."""
+        self.name = f"{HUGGING_FACE}{name}, {split}"
+        try:
+            self.reader: Any = create_reader(f"{HUGGING_FACE}{name}", split=split)
+            index = self.reader.class_to_idx
+        except (KeyError, ValueError, AttributeError, AssertionError) as error:
+            raise UserError(
+                f"{self.name}: has no columns image and label with named classes ({error})"
+            ) from error
+        self.classes: tuple[str, ...] = tuple(sorted(index, key=index.__getitem__))
+        if classes is not None and tuple(classes) != self.classes:
+            raise UserError(f"{self.name}: its classes are not the model's")
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """The RGB image and its label."""
+        content, label = self.reader[index]
+        return open_image(content, name=f"{self.name}: image {index}"), label
+
+    def summary(self) -> str:
+        """One line: how many images of how many classes."""
+        return f"{self.name}: {len(self)} images of {len(self.classes)} classes"
 
 
 class ClassFolder:
@@ -88,6 +172,10 @@ class ClassFolder:
     def __len__(self) -> int:
         """Count the images."""
         return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """The RGB image and its label."""
+        return open_image(self.files[index]), self.labels[index]
 
     def summary(self) -> str:
         """One line: how many images of how many classes."""
@@ -143,7 +231,7 @@ class ClassDataset(Dataset[Sample]):
     then a function of seed, epoch and index, whichever process loads it.
     """
 
-    def __init__(self, data: ClassFolder, transform: Transform, *, seed: int = 0) -> None:
+    def __init__(self, data: ClassData, transform: Transform, *, seed: int = 0) -> None:
         """Take a split and what to do to its images."""
         self.data, self.transform, self.seed = data, transform, seed
 
@@ -156,8 +244,8 @@ class ClassDataset(Dataset[Sample]):
         if isinstance(key, tuple):
             seed_everything(self.seed, *key)
         index = key[1] if isinstance(key, tuple) else key
-        image = self.transform(open_image(self.data.files[index]))
-        return image, self.data.labels[index]
+        image, label = self.data[index]
+        return self.transform(image), label
 
 
 def collate_classes(samples: list[Sample]) -> ClassBatch:

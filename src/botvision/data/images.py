@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,7 +20,9 @@ DECODE_ERRORS = (
 )
 
 
-def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(
+    file: Path | BinaryIO, size: tuple[int, int] | None = None, *, name: str = ""
+) -> Image.Image:
     """Open an image of any mode as 8-bit RGB, the right way up.
 
     Greyscale, 1-bit, palette and CMYK images are converted, alpha is dropped (the colours under it
@@ -29,10 +32,12 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     `size` is the (width, height) in pixels that the annotations assume. The EXIF orientation is
     applied unless only the image as stored has that size: some tools annotate the stored pixels.
 
-    Raises UserError if the file is missing, truncated, no image or of another size.
+    Raises UserError if the file is missing, truncated, no image or of another size; `name` is what
+    it calls a file without a path.
     """
+    path = name or file
     try:
-        with Image.open(path) as stored:
+        with Image.open(file) as stored:
             stored.load()
             upright = ImageOps.exif_transpose(stored)
     except FileNotFoundError:

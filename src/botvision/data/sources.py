@@ -15,6 +15,8 @@ from botvision.data.shapes import write_shapes
 from botvision.errors import UserError
 
 BUILT_IN = ("shapes", "shapes-context")
+# Before the name of a data set on the Hugging Face Hub, or of a folder that its library reads.
+HUGGING_FACE = "hfds/"
 # In the cache's folder names: a set made by another version of the generator is made anew.
 _SHAPES_VERSION = 1
 
@@ -49,24 +51,36 @@ def open_data(data: str, *, cache: Path | None = None) -> Path:
     return _inner(_made_once(cache / name, lambda root: _unpack(path, root)))
 
 
-def is_class_folders(data: str) -> bool:
-    """Whether ``data`` has class folders and no COCO annotations.
+def is_class_data(data: str) -> bool:
+    """Whether ``data`` is a Hugging Face set, class folders or shards, not COCO annotations.
 
     Raises:
-        UserError: as :func:`open_data`, or it has neither.
+        UserError: as :func:`open_data`, or it is none of them.
     """
     if data in BUILT_IN:
         return False
+    if data.startswith(HUGGING_FACE):
+        return True
     root = open_data(data)
     if any((root / "annotations").glob("*.json")):
         return False
     for split in ("train", "val", "valid", "validation", "test"):
-        if (root / split).is_dir() and any(p.is_dir() for p in (root / split).iterdir()):
+        if class_folders(root / split) or find_shards(root, split):
             return True
     raise UserError(
         f"{root}: neither COCO format (annotations/instances_train.json and image folders) nor "
-        "class folders (train/CLASS/*.jpg and val/ or test/ likewise)"
+        "class folders (train/CLASS/*.jpg and val/ or test/ likewise) nor shards (train-000.tar)"
     )
+
+
+def class_folders(split: Path) -> list[Path]:
+    """The folders in ``split``, if there is one."""
+    return [path for path in split.iterdir() if path.is_dir()] if split.is_dir() else []
+
+
+def find_shards(root: Path, split: str) -> list[Path]:
+    """``SPLIT*.tar`` in the folder, or ``SPLIT/*.tar``."""
+    return sorted([*root.glob(f"{split}*.tar"), *root.glob(f"{split}/*.tar")])
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
