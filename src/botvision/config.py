@@ -95,7 +95,7 @@ class TrainConfig:
         nodes: machines.
         precision: "32", "bf16" or "16" (automatic mixed precision); "auto" is bf16 on
             CUDA and on CPUs with AMX.
-        compile: run the model through torch.compile.
+        compile: run the model, of a detector the backbone, through torch.compile.
         workers: processes that load data; -1 chooses.
         out: run folder; runs/DATA-MODEL by default.
     """

@@ -89,7 +89,8 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         pin_memory=config.device == "cuda",
     )
     if config.compile:
-        job.model.compile()
+        # A detector's heads see another number of proposals every time.
+        getattr(job.model, "backbone", job.model).compile()
     evaluation, wait = job.evaluation, DataWait()
     log = EventLog(run, task.images, config.batch_size, wait)
     trainer = training_trainer(

@@ -68,7 +68,7 @@ class DataWait(Callback):
 class EventLog(Callback):
     """A line in the run's ``metrics.jsonl`` for every training step.
 
-    Of a step in several parts the losses are the last part's.
+    Of a step in several parts or processes the loss is that of the first process's last part.
     """
 
     def __init__(self, run: RunFolder, images: int, batch_size: int, wait: DataWait) -> None:
