@@ -34,7 +34,7 @@ def tiny_run(tiny_data, tmp_path_factory):
 def _data_set(name: str) -> Path:
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("BOTVISION_DATA", beside)) / name
-    if not folder.is_dir():
+    if not folder.exists():
         pytest.skip(f"no {folder}: set BOTVISION_DATA to a folder with the data set {name}")
     return folder
 
@@ -47,3 +47,8 @@ def coco_mini() -> Path:
 @pytest.fixture(scope="session")
 def nuclei() -> Path:
     return _data_set("nuclei")
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    return _data_set("cifar10.zip")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 DetectionTask = Literal["segmentation", "detection"]
-Task = Literal["segmentation", "detection", "classification"]
 Norm = Literal["plain", "sync", "frozen"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "16"]

@@ -263,13 +263,26 @@ def _bench_model_parser() -> Parser:
 def _bench_data_parser() -> Parser:
     parser = Parser(
         description="Images a second that one process on one core reads and augments, beside "
-        "decoding and resizing them alone."
+        "decoding and resizing them alone and, for COCO-format data, torchvision's transforms."
     )
-    parser.add_argument("data", type=str, help="class folders, or an archive of them")
-    parser.add_argument("--image-size", type=int, default=224, help="side of what comes out, px")
+    parser.add_argument("data", type=str, help="what train takes")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        help="side of what comes out, pixels; by default 224, of COCO-format data 1024",
+    )
     parser.add_argument("--images", type=int, default=256, help="of the training split")
     parser.add_argument(
-        "--policy", type=str, default="rand-m10-n2-p1", help="augmentation, in timm's words"
+        "--policy",
+        type=str,
+        default="rand-m10-n2-p1",
+        help="of a classifier: augmentation, in timm's words",
+    )
+    parser.add_argument(
+        "--jitter",
+        type=tuple[float, float],
+        default=(0.1, 2.0),
+        help="of COCO-format data: range of the scale of large-scale jitter",
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="to spend")
     parser.add_argument("--json", type=Path, help="write the rows to FILE")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from botvision.cli import main
 from botvision.commands import bench
+from class_files import write_classes
 
 TINY = ["attention", "--dim", "16", "--heads", "2", "--seconds", "0.001", "--device", "cpu"]
 
@@ -108,3 +109,31 @@ def test_models(capsys, tmp_path):
 def test_wrong_input_is_one_line(capsys, arguments, message):
     device = ["--device", "cpu"] if len(arguments) > 1 else []
     assert message in fail(capsys, *arguments, *device)
+
+
+def test_data_pipelines_are_timed_side_by_side(capsys, tmp_path, tiny_data):
+    classes = write_classes(tmp_path / "classes")
+    for data, size, rows in (
+        (classes, 24, ["decoding and resizing alone", "evaluation", "training", "rand-m9-n1"]),
+        (tiny_data, 64, ["torchvision's transforms.v2", "large-scale jitter", "decoding"]),
+    ):
+        saved = tmp_path / "rows.json"
+        more = ["--images", "4", "--seconds", "0.01", "--policy", "rand-m9-n1"]
+        main(["bench", "data", str(data), "--image-size", str(size), *more, "--json", str(saved)])
+        printed = capsys.readouterr().out
+        assert f"to {size} px, one process on one core" in printed
+        content = json.loads(saved.read_text())
+        assert content["kind"] == "data" and content["settings"]["image_size"] == size
+        for row, name in zip(content["rows"], rows, strict=True):
+            assert name in row["pipeline"]
+            assert row["images_per_second"] > 0
+            first = content["rows"][0]["images_per_second"]
+            assert row["ratio"] == pytest.approx(row["images_per_second"] / first)
+
+
+def test_data_that_cannot_be_read_is_one_line(capsys, tmp_path):
+    classes = write_classes(tmp_path / "classes")
+    for file in (classes / "train").rglob("*.png"):
+        file.write_bytes(b"no image")
+    assert "cannot be read as an image" in fail(capsys, "data", classes)
+    assert "--images 0" in fail(capsys, "data", classes, "--images", 0)

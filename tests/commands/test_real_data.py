@@ -36,3 +36,13 @@ def test_the_quick_recipe_learns_nuclei(nuclei, tmp_path):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["bbox"]["AP50"] > 0.2
     assert metrics["segm"]["AP50"] > 0.2
+
+
+@pytest.mark.slow
+def test_the_quick_recipe_learns_cifar10(cifar10, tmp_path):
+    """A twelfth of the recipe's steps: far from its result, and far from a tenth."""
+    out = tmp_path / "run"
+    main(["train", str(cifar10), "--recipe", "quick", "--max-steps", "230", "--out", str(out)])
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["top1"] > 0.35
+    assert sum(row["images"] for row in metrics["per_class"].values()) == 10_000

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import faster_coco_eval
 import numpy as np
 import torch
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+from torchvision.transforms import v2
 
 from botvision.benchmark.measure import alternate
 from botvision.config import ClassificationConfig
 from botvision.data.classes import ClassData, ClassDataset, eval_transform, train_transform
+from botvision.data.coco import CocoData, CocoDataset
+from botvision.data.images import open_image
+from botvision.data.jitter import LargeScaleJitter
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class DataRow:
         pipeline: what is done to an image.
         images_per_second: of one process on one core, from the median run.
         spread: interquartile range of that.
-        ratio: its speed over that of decoding and resizing alone.
+        ratio: its speed over that of the first pipeline.
     """
 
     pipeline: str
@@ -31,10 +39,10 @@ class DataRow:
     ratio: float
 
 
-def bench_class_folder(
+def bench_class_data(
     data: ClassData, *, image_size: int, images: int, policy: str, seconds: float
 ) -> list[DataRow]:
-    """Time the training and evaluation pipelines of class folders, the runs in turn.
+    """Time the training and evaluation pipelines of a classifier, the runs in turn.
 
     Args:
         data: a split.
@@ -68,17 +76,77 @@ def bench_class_folder(
 
     plainly = "decoding and resizing alone"
     runs = {plainly: plain, **{name: reader(dataset) for name, dataset in datasets.items()}}
+    return _rates(runs, len(indices), seconds)
+
+
+def bench_coco(
+    data: CocoData, *, image_size: int, images: int, scale: tuple[float, float], seconds: float
+) -> list[DataRow]:
+    """Time large-scale jitter beside the same by torchvision's ``transforms.v2``, in turn.
+
+    torchvision's is its ``ScaleJitter``, ``RandomCrop``, ``RandomHorizontalFlip`` and
+    ``SanitizeBoundingBoxes`` on its own ``CocoDetection``, with a mask of the whole image for every
+    instance.
+
+    Args:
+        data: a split with masks.
+        image_size: side of what comes out, pixels.
+        images: drawn from the split, the same for every pipeline and run.
+        scale: range of the jitter.
+        seconds: to spend.
+
+    Raises:
+        UserError: an image that cannot be read.
+    """
+    indices = np.random.default_rng(0).choice(len(data), min(images, len(data)), replace=False)
+    ours = CocoDataset(data, data.categories, jitter=LargeScaleJitter(image_size, scale))
+    theirs = _torchvision_jitter(data, image_size, scale)
+    paths = [data.image_path(index) for index in indices]
+
+    def plain() -> None:
+        for path in paths:
+            image = open_image(path)
+            share = image_size / max(image.size)
+            np.asarray(image.resize([max(1, round(side * share)) for side in image.size]))
+
+    runs = {
+        "torchvision's transforms.v2": lambda: [theirs(i) for i in indices],
+        "large-scale jitter": lambda: [ours[0, int(i)] for i in indices],
+        "decoding and resizing alone": plain,
+    }
+    return _rates(runs, len(indices), seconds)
+
+
+def _torchvision_jitter(data: CocoData, size: int, scale: tuple[float, float]) -> Any:
+    faster_coco_eval.init_as_pycocotools()  # which torchvision would import
+    transform = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.ScaleJitter((size, size), scale_range=scale, antialias=True),
+            v2.RandomCrop((size, size), pad_if_needed=True),
+            v2.RandomHorizontalFlip(),
+            v2.SanitizeBoundingBoxes(),
+        ]
+    )
+    with contextlib.redirect_stdout(None):
+        dataset = CocoDetection(data.images, data.annotations.file, transforms=transform)
+    wrapped = wrap_dataset_for_transforms_v2(dataset, target_keys=("boxes", "labels", "masks"))
+    place = {image_id: index for index, image_id in enumerate(dataset.ids)}
+    return lambda index: wrapped[place[int(data.annotations.image_ids[index])]]
+
+
+def _rates(runs: Mapping[str, Callable[[], object]], images: int, seconds: float) -> list[DataRow]:
+    """Images a second of each pipeline on one thread; the first is what others compare to."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         times = alternate(runs, seconds=seconds, device="cpu")
     finally:
         torch.set_num_threads(threads)
-    rates = {name: [len(indices) / time for time in values] for name, values in times.items()}
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    rows = []
-    for name, values in rates.items():
-        low, _, high = statistics.quantiles(values, n=4)
-        ratio = medians[name] / medians[plainly]
-        rows.append(DataRow(name, medians[name], high - low, ratio))
+    rows: list[DataRow] = []
+    for name, values in times.items():
+        rates = [images / time for time in values]
+        low, median, high = statistics.quantiles(rates, n=4)
+        first = rows[0].images_per_second if rows else median
+        rows.append(DataRow(name, median, high - low, median / first))
     return rows

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from json import dumps
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,6 +29,8 @@ from botvision.benchmark.report import (
 )
 from botvision.config import Compute, Device, Mode
 from botvision.data.classes import find_class_splits
+from botvision.data.coco import find_splits, load_split
+from botvision.data.sources import is_class_data, open_data
 from botvision.errors import UserError
 from botvision.files import write_text
 from botvision.models import create_model
@@ -183,20 +186,22 @@ def bench_model(
 def bench_data(
     *,
     data: str,
-    image_size: int = 224,
+    image_size: int | None = None,
     images: int = 256,
     policy: str = "rand-m10-n2-p1",
+    jitter: tuple[float, float] = (0.1, 2.0),
     seconds: float = 20.0,
     json: Path | None = None,
     console: Console | None = None,
 ) -> list[DataRow]:
-    """Measure how fast one process on one core makes training images of class folders.
+    """Measure how fast one process on one core makes training images.
 
     Args:
-        data: class folders, or an archive of them; the training split is read.
-        image_size: side of what comes out, pixels.
+        data: what ``train`` takes; the training split is read.
+        image_size: side of what comes out, pixels; by default 224, of COCO-format data 1024.
         images: of the split, the same for every pipeline.
-        policy: augmentation policy, in timm's words.
+        policy: augmentation policy of a classifier, in timm's words.
+        jitter: range of the scale of large-scale jitter, of COCO-format data.
         seconds: to spend.
         json: file for the rows.
         console: where to print the table; the terminal by default.
@@ -206,15 +211,27 @@ def bench_data(
     """
     _check_positive(image_size=image_size, images=images, seconds=seconds)
     _check_writable(json=json)
-    splits = find_class_splits(data)
-    split = splits.get("train", next(iter(splits.values())))(None)
     console = console or Console()
-    console.print(split.summary(), highlight=False, soft_wrap=True)
-    settings = {"data": Path(data).name, "image_size": image_size, "images": images}
-    rows = data_speed.bench_class_folder(
-        split, image_size=image_size, images=images, policy=policy, seconds=seconds
-    )
-    console.print(data_table(rows, image_size))
+    settings: dict[str, Any] = {"data": Path(data).name, "images": images, "seconds": seconds}
+    if is_class_data(data):
+        splits = find_class_splits(data)
+        classes = splits.get("train", next(iter(splits.values())))(None)
+        console.print(classes.summary(), highlight=False, soft_wrap=True)
+        size = image_size or 224
+        settings |= {"image_size": size, "policy": policy}
+        rows = data_speed.bench_class_data(
+            classes, image_size=size, images=images, policy=policy, seconds=seconds
+        )
+    else:
+        coco = find_splits(open_data(data))
+        split = load_split(coco.get("train", next(iter(coco.values()))))
+        console.print(split.summary(), highlight=False, soft_wrap=True)
+        size = image_size or 1024
+        settings |= {"image_size": size, "jitter": jitter}
+        rows = data_speed.bench_coco(
+            split, image_size=size, images=images, scale=jitter, seconds=seconds
+        )
+    console.print(data_table(rows, size))
     if json is not None:
         content = {**header("data", settings), "rows": [asdict(row) for row in rows]}
         write_text(json, dumps(content, indent=2) + "\n")

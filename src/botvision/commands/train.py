@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from botvision.commands.classification import ClassificationTask
-from botvision.commands.detection import DetectionTask
+from botvision.commands.train_classification import ClassificationSetup
+from botvision.commands.train_detection import DetectionSetup
 from botvision.config import ClassificationConfig, DetectionConfig, TrainConfig
 from botvision.data.loading import StepBatches, train_loader, worker_count
 from botvision.errors import UserError
 from botvision.training.callbacks import DataWait, EventLog
-from botvision.training.job import Task
+from botvision.training.job import Setup
 from botvision.training.run import RunFolder
 from botvision.training.saved import save_model
 from botvision.training.trainer import (
@@ -45,20 +45,20 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     rank, processes = this_process(config)
     console = console or Console(quiet=rank > 0)
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
-    task: Task
+    setup: Setup
     if isinstance(config, DetectionConfig):
-        task = DetectionTask(config)
+        setup = DetectionSetup(config)
     else:
         assert isinstance(config, ClassificationConfig)
-        task = ClassificationTask(config)
+        setup = ClassificationSetup(config)
     run = RunFolder(config.out or _new_folder(config), writes=rank == 0)
     start = run.begin(resume=resume)
-    steps = config.max_steps or math.ceil(config.epochs * task.images / config.batch_size)
+    steps = config.max_steps or math.ceil(config.epochs * setup.images / config.batch_size)
     if start >= steps and run.has_ended(steps):
         say(f"{run.path}: complete, {start} of {steps} steps; raise --epochs to go on")
         return run.path
 
-    job = task.job(run, steps)
+    job = setup.job(run, steps)
     for line in job.summary:
         say(line)
     parameters = sum(p.numel() for p in job.model.parameters())
@@ -71,11 +71,11 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     if start:
         say(f"going on from step {start}")
     resolved = {"steps": steps, "learning_rate": config.peak_lr, "parameters": parameters}
-    run.write_config(task.config, {**resolved, **job.resolved})
+    run.write_config(setup.config, {**resolved, **job.resolved})
     loader = train_loader(
         job.dataset,
         StepBatches(
-            task.images,
+            setup.images,
             config.batch_size,
             steps,
             seed=config.seed,
@@ -92,7 +92,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         # A detector's heads see another number of proposals every time.
         getattr(job.model, "backbone", job.model).compile()
     evaluation, wait = job.evaluation, DataWait()
-    log = EventLog(run, task.images, config.batch_size, wait)
+    log = EventLog(run, setup.images, config.batch_size, wait)
     trainer = training_trainer(
         config, run, steps, [wait, log, *([evaluation] if evaluation else [])]
     )

@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from botvision.config import DetectorConfig, Norm, Task
+from botvision.config import DetectionTask, DetectorConfig, Norm
 from botvision.detection.backbone import PyramidBackbone
 
 Target = dict[str, Tensor]
@@ -70,7 +70,7 @@ def build_detector(
     num_classes: int,
     image_size: int,
     *,
-    task: Task = "segmentation",
+    task: DetectionTask = "segmentation",
     norm: Norm = "plain",
     config: DetectorConfig | None = None,
     model_args: Mapping[str, Any] | None = None,

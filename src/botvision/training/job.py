@@ -52,8 +52,8 @@ class Job:
     resolved: dict[str, Any]
 
 
-class Task(Protocol):
-    """Data of one task, read and checked; ``job`` builds what trains on it."""
+class Setup(Protocol):
+    """Data and settings of one run, read and checked; ``job`` builds what trains on them."""
 
     images: int
 

@@ -30,7 +30,7 @@ from botvision.training.saved import ClassifierCard, save_model
 from botvision.training.trainer import this_process
 
 
-class ClassificationTask:
+class ClassificationSetup:
     """Class folders, listed and checked."""
 
     def __init__(self, config: ClassificationConfig) -> None:

@@ -23,7 +23,7 @@ from botvision.training.run import RunFolder
 from botvision.training.saved import DetectorCard, save_model
 
 
-class DetectionTask:
+class DetectionSetup:
     """A COCO folder, read and checked."""
 
     def __init__(self, config: DetectionConfig) -> None:
