@@ -21,6 +21,7 @@ from botvision.training.job import Job
 from botvision.training.module import DetectorModule
 from botvision.training.run import RunFolder
 from botvision.training.saved import DetectorCard, save_model
+from botvision.training.trainer import this_process
 
 
 class DetectionSetup:
@@ -37,8 +38,6 @@ class DetectionSetup:
                 f"--image-size {config.image_size}: give a multiple of 32, 64 at least; the "
                 "pyramid halves the image five times"
             )
-        if config.devices * config.nodes > 1:
-            raise UserError("--devices, --nodes: detection trains in one process as yet")
         splits = find_splits(open_data(config.data))
         if "train" not in splits:
             raise UserError(
@@ -68,12 +67,13 @@ class DetectionSetup:
         if config.weights is not None:
             summary.append(str(load_weights(detector.backbone.body, config.weights)))
         evaluation = val_loader = None
+        rank, processes = this_process(config)
         if val is not None:
 
             def on_metrics(step: int, metrics: Metrics, best: bool) -> None:
                 run.log("eval", step, **{k: v for k, v in metrics.items() if k != "per_class"})
                 run.write_metrics({"step": step, "split": "val", "images": len(val), **metrics})
-                if best:
+                if best and rank == 0:
                     save_model(run.weights, detector, card)
 
             evaluation = CocoEvaluation(
@@ -88,6 +88,8 @@ class DetectionSetup:
                 collate,
                 batch_size=1,
                 workers=worker_count(config.workers, config.device != "cpu"),
+                rank=rank,
+                processes=processes,
             )
 
         def report(run: RunFolder, console: Console) -> None:

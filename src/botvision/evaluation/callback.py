@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed
 from lightning.pytorch import Callback
 
 from botvision.data.categories import Categories
@@ -69,7 +71,8 @@ class CocoEvaluation(Callback):
                     self.results.append({**result, "category_id": category})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Compute the metrics."""
+        """Compute the metrics, of what all processes found."""
+        self.results = _gathered(self.results)
         self.metrics = coco_metrics(
             self.truth,
             [dict(result) for result in self.results],
@@ -90,3 +93,12 @@ class CocoEvaluation(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best AP back from a checkpoint."""
         self.best = state_dict["best"]
+
+
+def _gathered(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of all processes; each evaluated other images."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return results
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, results)
+    return list(itertools.chain(*parts))

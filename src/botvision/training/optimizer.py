@@ -16,9 +16,10 @@ from botvision.training.schedule import learning_rate_factor
 
 
 def seed_batch(module: L.LightningModule, config: TrainConfig, batch_idx: int) -> None:
-    """Seed by step, process and part of the step."""
-    part = batch_idx % config.accumulate
-    torch.manual_seed(seed_everything(config.seed, module.global_step, module.global_rank, part))
+    """Seed by step and piece of it, whichever process or part of the step that is."""
+    processes = config.devices * config.nodes
+    piece = batch_idx % config.accumulate * processes + module.global_rank
+    torch.manual_seed(seed_everything(config.seed, module.global_step, piece))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> OptimizerLRScheduler:
