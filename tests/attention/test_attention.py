@@ -53,6 +53,7 @@ def test_equals_the_loop(impl, size, scale_position):
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_gradients_by_finite_differences(impl, monkeypatch):
     monkeypatch.setattr(chunked, "TILE_LOGITS", 100)
+    monkeypatch.setattr(chunked, "BACKWARD_TILE_LOGITS", 50)
     tensors = [t.requires_grad_() for t in draw((3, 4), batch=2, heads=2, dim=4)]
 
     def run(*args: Tensor) -> Tensor:
@@ -260,6 +261,7 @@ def test_logits_stay_accurate_under_autocast(impl, dtype):
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_gradients_stay_accurate_under_autocast(impl, monkeypatch):
     monkeypatch.setattr(chunked, "TILE_LOGITS", 200)
+    monkeypatch.setattr(chunked, "BACKWARD_TILE_LOGITS", 100)
     rounded = draw((5, 6), dim=16, dtype=torch.bfloat16)
     upstream = draw((5, 6), dim=16, dtype=torch.bfloat16, seed=1)[0]
     grads = {}

@@ -127,6 +127,7 @@ def test_the_marked_one_is_what_auto_runs(monkeypatch):
 
 def test_memory_is_linear_in_the_tokens_for_chunked_and_quadratic_for_reference(monkeypatch):
     monkeypatch.setattr(chunked, "TILE_LOGITS", 2**14)
+    monkeypatch.setattr(chunked, "BACKWARD_TILE_LOGITS", 2**13)
     settings = tiny(
         sizes=[(16, 16), (32, 32)],
         impl=["reference", "chunked"],
