@@ -20,6 +20,7 @@ from botvision.data.classes import ClassData, ClassDataset, eval_transform, trai
 from botvision.data.coco import CocoData, CocoDataset
 from botvision.data.images import open_image
 from botvision.data.jitter import LargeScaleJitter
+from botvision.data.loading import fit_image, to_tensor
 
 
 @dataclass(frozen=True)
@@ -91,23 +92,23 @@ def bench_coco(
     Args:
         data: a split with masks.
         image_size: side of what comes out, pixels.
-        images: drawn from the split, the same for every pipeline and run.
+        images: drawn from those of the split that have objects, the same for every pipeline.
         scale: range of the jitter.
         seconds: to spend.
 
     Raises:
         UserError: an image that cannot be read.
     """
-    indices = np.random.default_rng(0).choice(len(data), min(images, len(data)), replace=False)
+    # torchvision's pipeline takes no image without objects.
+    there = np.flatnonzero(np.diff(data.annotations.first) > 0)
+    indices = np.random.default_rng(0).choice(there, min(images, len(there)), replace=False)
     ours = CocoDataset(data, data.categories, jitter=LargeScaleJitter(image_size, scale))
     theirs = _torchvision_jitter(data, image_size, scale)
     paths = [data.image_path(index) for index in indices]
 
     def plain() -> None:
         for path in paths:
-            image = open_image(path)
-            share = image_size / max(image.size)
-            np.asarray(image.resize([max(1, round(side * share)) for side in image.size]))
+            to_tensor(fit_image(open_image(path), image_size))
 
     runs = {
         "torchvision's transforms.v2": lambda: [theirs(i) for i in indices],
