@@ -116,3 +116,5 @@ def test_evaluation_sees_the_centre():
 def test_synsets_have_words():
     assert readable_names(("n01440764", "n02123045")) == ("tench", "tabby")
     assert readable_names(("n01440764", "cat")) == ("n01440764", "cat")
+    cranes = ("n02012849", "n03126707")
+    assert readable_names(cranes) == ("crane (n02012849)", "crane (n03126707)")

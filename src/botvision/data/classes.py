@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -183,12 +184,20 @@ class ClassFolder:
 
 
 def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes' names; of ImageNet's synsets (``n02123045``) the words for them."""
+    """The classes' names; of ImageNet's synsets (``n02123045``) the words for them.
+
+    Two synsets of one word, such as both cranes, keep their numbers beside it.
+    """
     info = ImageNetInfo("imagenet-22k")
     known = set(info.label_names())  # type: ignore[no-untyped-call]
     if not all(name in known for name in classes):
         return tuple(classes)
-    return tuple(info.label_name_to_description(name).split(",")[0] for name in classes)
+    words = [info.label_name_to_description(name).split(",")[0] for name in classes]
+    shared = {word for word, count in Counter(words).items() if count > 1}
+    return tuple(
+        f"{word} ({name})" if word in shared else word
+        for word, name in zip(words, classes, strict=True)
+    )
 
 
 def train_transform(config: ClassificationConfig, size: int) -> Transform:

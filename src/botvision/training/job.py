@@ -16,13 +16,6 @@ from botvision.training.run import RunFolder
 from botvision.training.saved import ModelCard
 
 
-class Evaluation(Protocol):
-    """A callback that evaluates in the validation loop; ``step`` is when it last did."""
-
-    step: int
-    metrics: dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Job:
     """A model about to be trained.
@@ -34,7 +27,7 @@ class Job:
         dataset: of the training split, by keys (epoch, index).
         collate_fn: makes a batch of its samples.
         val_loader: the validation split, if there is one.
-        evaluation: of it.
+        evaluation: the callback that evaluates on it; its ``step`` is when it last did.
         report: writes and prints what the last evaluation found.
         summary: lines about data and weights.
         resolved: for the run's config.yaml.
