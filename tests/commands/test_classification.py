@@ -17,6 +17,8 @@ from botvision.attention.position import resize_relative
 from botvision.cli import main
 from botvision.config import ClassificationConfig
 from botvision.parsers import parse_train, recipe_names
+from botvision.training.optimizer import make_optimizer
+from botvision.training.saved import ClassifierCard
 from class_files import CLASSES, write_classes
 
 SETTINGS = [
@@ -128,7 +130,7 @@ def test_predict_agrees_with_eval(run, data, tmp_path):
 
 
 def test_the_first_losses_are_as_recorded(data, tmp_path):
-    """Any change of the arithmetic shows here; the same steps on other machines agree to 1e-3."""
+    """A change of the arithmetic shows here."""
     more = ["--smoothing", 0.1, "--mixup", 0.2, "--cutmix", 1.0, "--drop-path", 0.1]
     out = train(data, tmp_path / "run", "--max-steps", 4, *more)
     assert losses(out) == pytest.approx(GOLDEN, rel=1e-3)
@@ -237,9 +239,16 @@ def test_every_recipe_parses(data, name):
     assert isinstance(config, ClassificationConfig)
 
 
-def test_position_tables_can_decay(data):
-    config, _ = parse_train([str(data), "--decay-all", "true"])
-    assert config.decay_all
+@pytest.mark.parametrize("everything", [False, True])
+def test_position_tables_and_norms_decay_only_when_asked(data, everything):
+    config, _ = parse_train([str(data), *SETTINGS, "--decay-all", str(everything).lower()])
+    model = ClassifierCard.of(config, CLASSES).build()
+    groups = make_optimizer(model, config, 10)["optimizer"].param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        kernel = parameter.ndim > 1 and ".pos_embed." not in name
+        assert decay[id(parameter)] == (1e-4 if kernel or everything else 0), name
 
 
 @pytest.mark.parametrize(
