@@ -28,13 +28,17 @@ class DetectorConfig:
         fpn_channels: channels of every pyramid level p2 to p6.
         anchor_sizes: side of the square anchor at p2 to p6, pixels (8 strides in the code base).
         anchor_ratios: height over width of the anchors.
+        rpn_convs: 3x3 convolutions of the proposal head.
         rpn_pre_nms: proposals a level before suppression, in training and in inference.
         rpn_post_nms: proposals an image after it, likewise.
         rpn_samples: anchors an image in the proposal loss, at most half of them positive.
         roi_samples: proposals an image in the heads' losses, at most a quarter of them positive.
-        box_head_dim: width of the two fully connected layers of the box head.
+        box_convs: 3x3 convolutions of the box head; with any, one fully connected layer follows
+            them instead of two (4 of them: "4conv1fc").
+        box_head_dim: width of the box head's fully connected layers.
         mask_convs: 3x3 convolutions of the mask head.
         mask_channels: their channels.
+        head_norm: batch norm after the convolutions of the box and mask heads.
         score_threshold: detections below it are dropped.
         nms_threshold: overlap (IoU) above which the lower-scored detection of a class is dropped.
         max_detections: detections kept an image.
@@ -43,13 +47,16 @@ class DetectorConfig:
     fpn_channels: int = 256
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_convs: int = 1
     rpn_pre_nms: tuple[int, int] = (2000, 1000)
     rpn_post_nms: tuple[int, int] = (1000, 1000)
     rpn_samples: int = 256
     roi_samples: int = 512
+    box_convs: int = 0
     box_head_dim: int = 1024
     mask_convs: int = 4
     mask_channels: int = 256
+    head_norm: bool = False
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 100
@@ -63,11 +70,12 @@ class TrainConfig:
         data: a folder, a zip or tar of one, or a built-in set.
         model: a name of `botvision models` or of timm.
         model_args: further options of the model, such as {position: none}.
-        weights: weights to start from (.safetensors, or a weights-only .pth): of an ImageNet ResNet
-            for everything but the attention, or of an earlier run.
+        weights: what to start from: a file (.safetensors, or a weights-only .pth) of an ImageNet
+            ResNet, for everything but the attention; a name of timm, fetched; or an earlier run.
+            For a detector also a file of torchvision's maskrcnn_resnet50_fpn, or that name.
         norm: batch norm "plain", "sync" (statistics over all processes) or "frozen".
         epochs: passes over the training split.
-        max_steps: stop after so many steps instead.
+        max_steps: stop after so many steps instead; 0 evaluates what --weights gave.
         batch_size: images a step, over all processes.
         accumulate: parts in which a step's images go through the model, one after the other.
         lr: peak learning rate; by default base_lr scaled to the batch size.
@@ -86,6 +94,8 @@ class TrainConfig:
         ema_decay: of a moving average of the weights, which is then what is evaluated and saved;
             0 keeps none.
         eval_steps: evaluate on the validation split every so many steps; 0 only at the end.
+        patience: stop early, once so many evaluations in a row were not better than the best; 0
+            never does.
         checkpoint_steps: save a checkpoint every so many steps.
         checkpoint_minutes: and whenever so many minutes have passed since the last one.
         seed: of the weights, the order of the data and its augmentation.
@@ -102,7 +112,7 @@ class TrainConfig:
     data: str
     model: str = "botnet50"
     model_args: dict[str, Any] = field(default_factory=dict)
-    weights: Path | None = None
+    weights: str | None = None
     norm: Norm = "plain"
     epochs: float = 12
     max_steps: int | None = None
@@ -123,6 +133,7 @@ class TrainConfig:
     clip_norm: float = 0.0
     ema_decay: float = 0.0
     eval_steps: int = 0
+    patience: int = 0
     checkpoint_steps: int = 500
     checkpoint_minutes: float = 10.0
     seed: int = 0
@@ -152,6 +163,11 @@ class DetectionConfig(TrainConfig):
         image_size: side of the square input, pixels; a multiple of 32.
         jitter: range of the random scale, as a share of the image size (large-scale jitter).
         flip: mirror half of the training images.
+        max_instances: kept of a training image, drawn at random, to bound its memory; 0 keeps all.
+        freeze_stages: stages of the backbone that keep their weights and statistics: 1 is the stem,
+            2 the stem and c2, up to 5.
+        grad_checkpointing: keep only the inputs of the backbone's blocks and compute the rest
+            again in the backward pass: less memory, more time, the same gradients.
         detector: the detector's numbers.
     """
 
@@ -159,6 +175,9 @@ class DetectionConfig(TrainConfig):
     image_size: int = 1024
     jitter: tuple[float, float] = (0.8, 1.25)
     flip: bool = True
+    max_instances: int = 0
+    freeze_stages: int = 0
+    grad_checkpointing: bool = False
     detector: DetectorConfig = field(default_factory=DetectorConfig)
 
 

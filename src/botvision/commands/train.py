@@ -16,6 +16,7 @@ from botvision.data.loading import StepBatches, train_loader, worker_count
 from botvision.errors import UserError
 from botvision.training.callbacks import DataWait, EventLog
 from botvision.training.job import Setup
+from botvision.training.memory import peak_memory
 from botvision.training.run import RunFolder
 from botvision.training.saved import save_model
 from botvision.training.trainer import (
@@ -53,12 +54,16 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         setup = ClassificationSetup(config)
     run = RunFolder(config.out or _new_folder(config), writes=rank == 0)
     start = run.begin(resume=resume)
-    steps = config.max_steps or math.ceil(config.epochs * setup.images / config.batch_size)
-    if start >= steps and run.has_ended(steps):
+    steps = config.max_steps
+    if steps is None:
+        steps = math.ceil(config.epochs * setup.images / config.batch_size)
+    if run.has_ended(steps):
         say(f"{run.path}: complete, {start} of {steps} steps; raise --epochs to go on")
         return run.path
 
     job = setup.job(run, steps)
+    if config.patience and job.evaluation is None:
+        raise UserError(f"--patience: {config.data} has no validation split to judge by")
     for line in job.summary:
         say(line)
     parameters = sum(p.numel() for p in job.model.parameters())
@@ -96,33 +101,41 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     trainer = training_trainer(
         config, run, steps, [wait, log, *([evaluation] if evaluation else [])]
     )
-    trainer.fit(
-        job.module,
-        loader,
-        job.val_loader if config.eval_steps else None,
-        ckpt_path=run.checkpoint if start else None,
-        weights_only=False,
-    )
-    if evaluation is not None and evaluation.step != steps:
+    if steps:
+        trainer.fit(
+            job.module,
+            loader,
+            job.val_loader if config.eval_steps else None,
+            ckpt_path=run.checkpoint if start else None,
+            weights_only=False,
+        )
+    stop = trainer.global_step
+    if stop < steps:
+        say(f"stopped at step {stop}: {config.patience} evaluations without a better one")
+    if evaluation is not None and evaluation.step != stop:
         trainer.validate(job.module, job.val_loader, verbose=False)
     if rank == 0:
         if evaluation is None:
             save_model(run.weights, job.model, job.card)
         job.report(run, console)
         plot_curves(run.events, run.plots)
-    run.end(steps)
+    run.end(stop, steps)
     if wait.share is not None:
         say(f"waited for data {wait.share:.0%} of the time")
+    say(f"peak memory {peak_memory(config.device) / 2**30:.2f} GiB")
     say(f"run written to {run.path}")
     return run.path
 
 
 def _resolve(config: TrainConfig) -> TrainConfig:
     """Settle what the machine decides, and refuse what cannot work."""
-    for flag in ("batch-size", "max-steps", "accumulate", "devices", "nodes"):
+    least = {"batch-size": 1, "max-steps": 0, "accumulate": 1, "devices": 1, "nodes": 1}
+    for flag, minimum in {**least, "patience": 0, "eval-steps": 0}.items():
         value = getattr(config, flag.replace("-", "_"))
-        if value is not None and value < 1:
-            raise UserError(f"--{flag} {value}: give at least 1")
+        if value is not None and value < minimum:
+            raise UserError(f"--{flag} {value}: give at least {minimum}")
+    if config.patience and not config.eval_steps:
+        raise UserError("--patience counts evaluations: give --eval-steps too")
     parts = config.accumulate * config.devices * config.nodes
     if config.batch_size % parts:
         raise UserError(

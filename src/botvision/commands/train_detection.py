@@ -12,12 +12,13 @@ from botvision.data.coco import CocoDataset, find_splits, load_split, merge_cate
 from botvision.data.jitter import LargeScaleJitter
 from botvision.data.loading import FittedImages, collate, eval_loader, worker_count
 from botvision.data.sources import open_data
+from botvision.detection.weights import load_detector_weights
 from botvision.errors import UserError
 from botvision.evaluation.callback import CocoEvaluation
 from botvision.evaluation.coco import Metrics
 from botvision.evaluation.report import print_metrics, write_results
-from botvision.models import load_weights
 from botvision.training.job import Job
+from botvision.training.memory import recompute_blocks
 from botvision.training.module import DetectorModule
 from botvision.training.run import RunFolder
 from botvision.training.saved import DetectorCard, save_model
@@ -65,7 +66,10 @@ class DetectionSetup:
         detector = card.build()
         summary = list(self.summary)
         if config.weights is not None:
-            summary.append(str(load_weights(detector.backbone.body, config.weights)))
+            names = self.categories.names
+            summary.append(str(load_detector_weights(detector, config.weights, names)))
+        if config.grad_checkpointing:
+            recompute_blocks(detector.backbone.body)
         evaluation = val_loader = None
         rank, processes = this_process(config)
         if val is not None:
@@ -102,12 +106,19 @@ class DetectionSetup:
         return Job(
             model=detector,
             card=card,
-            module=DetectorModule(detector, config, steps, file_of),
+            module=DetectorModule(
+                detector,
+                config,
+                steps,
+                file_of,
+                frozen=detector.backbone.first_stages(config.freeze_stages),
+            ),
             dataset=CocoDataset(
                 data,
                 self.categories,
                 jitter=LargeScaleJitter(config.image_size, config.jitter, config.flip),
                 masks=masks,
+                max_instances=config.max_instances,
                 seed=config.seed,
             ),
             collate_fn=collate,

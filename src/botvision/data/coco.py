@@ -165,8 +165,9 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     An item is the jittered image, uint8 (3, h, w), and a target with `boxes` float32 (n, 4), xyxy
     in pixels of that image; `labels` int64 (n,), from 1; with `masks`, `masks` uint8 (n, h, w), 0
     or 1; and `image_id`, an int64 scalar. Crowd regions and instances less than a pixel wide or
-    high in the view, or without a pixel in their mask, are left out. An item is a function of
-    `seed`, epoch and index alone, whatever process makes it and in whatever order.
+    high in the view, or without a pixel in their mask, are left out; of more than `max_instances`
+    so many are drawn at random (0 keeps all). An item is a function of `seed`, epoch and index
+    alone, whatever process makes it and in whatever order.
 
     Raises UserError if `masks` are wanted of a split without, or `categories` lack one of its own.
     """
@@ -178,6 +179,7 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         *,
         jitter: LargeScaleJitter,
         masks: bool = True,
+        max_instances: int = 0,
         seed: int = 0,
     ) -> None:
         """Choose what an item is."""
@@ -194,6 +196,7 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 f"{categories}; use the categories that it was trained with"
             )
         self.data, self.jitter, self.masks, self.seed = data, jitter, masks, seed
+        self.max_instances = max_instances
         self._labels = np.array([categories.label_of[c] for c in category_ids.tolist()], np.int64)
 
     def __len__(self) -> int:
@@ -214,6 +217,8 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         boxes = view.boxes(a.boxes[a.first[index] : a.first[index + 1]])
         visible = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
         kept = np.flatnonzero(visible)
+        if 0 < self.max_instances < len(kept):
+            kept = np.sort(rng.choice(kept, self.max_instances, replace=False))
         rows = a.first[index] + kept
         if self.masks:
             masks, drawn = view.masks([a.segmentations[row] for row in rows])

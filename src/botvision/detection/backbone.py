@@ -85,6 +85,24 @@ class PyramidBackbone(nn.Module):
         self.mean: tuple[float, ...] = cfg.mean
         self.std: tuple[float, ...] = cfg.std
 
+    def first_stages(self, count: int) -> list[nn.Module]:
+        """The modules of the body's first ``count`` stages: the stem, c2, c3, c4, c5.
+
+        Raises:
+            UserError: ``count`` is not within 0 to 5, or the body is not a sequence of stages.
+        """
+        ends = [name.replace(".", "_") for name in self.body.feature_info.module_name()]
+        children = dict(self.body.named_children())
+        if not 0 <= count <= 5 or not children.keys() >= set(ends):
+            raise UserError(
+                f"--freeze-stages {count}: give 0 to 5 (the stem, c2, c3, c4, c5), with a model "
+                "that is a sequence of stages, such as resnet50 or botnet50"
+            )
+        names = list(children)
+        # The stem is all that comes before c2.
+        stop = names.index(ends[0]) if count == 1 else names.index(ends[count - 2]) + 1
+        return list(children.values())[:stop] if count else []
+
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """(B, 3, S, S) -> levels "0" to "3" (p2 to p5) and "pool" (p6)."""
         features = OrderedDict((str(i), f) for i, f in enumerate(self.body(x)))

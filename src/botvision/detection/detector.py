@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
@@ -104,16 +108,21 @@ def build_detector(
         (tuple(config.anchor_ratios),) * len(config.anchor_sizes),
     )
     channels = config.fpn_channels
+    head_norm = nn.BatchNorm2d if config.head_norm else None
+    box_head: nn.Module = TwoMLPHead(channels * 7 * 7, config.box_head_dim)
+    if config.box_convs:
+        convs = [channels] * config.box_convs
+        box_head = FastRCNNConvFCHead((channels, 7, 7), convs, [config.box_head_dim], head_norm)
     parts: dict[str, Any] = {
         "rpn_anchor_generator": anchors,
-        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0]),
+        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0], config.rpn_convs),
         "rpn_pre_nms_top_n_train": config.rpn_pre_nms[0],
         "rpn_pre_nms_top_n_test": config.rpn_pre_nms[1],
         "rpn_post_nms_top_n_train": config.rpn_post_nms[0],
         "rpn_post_nms_top_n_test": config.rpn_post_nms[1],
         "rpn_batch_size_per_image": config.rpn_samples,
         "box_roi_pool": _roi_align(backbone.strides, 7),
-        "box_head": TwoMLPHead(channels * 7 * 7, config.box_head_dim),
+        "box_head": box_head,
         "box_predictor": FastRCNNPredictor(config.box_head_dim, num_classes + 1),
         "box_batch_size_per_image": config.roi_samples,
         "box_score_thresh": config.score_threshold,
@@ -121,11 +130,13 @@ def build_detector(
         "box_detections_per_img": config.max_detections,
     }
     if task == "segmentation":
-        heads = MaskRCNNHeads(channels, (config.mask_channels,) * config.mask_convs, dilation=1)
+        convs = [config.mask_channels] * config.mask_convs
+        heads = MaskRCNNHeads(channels, convs, 1, head_norm)
         predictor = MaskRCNNPredictor(config.mask_channels, config.mask_channels, num_classes + 1)
-        rows = _FullRows()
-        heads.register_forward_pre_hook(rows.fill)
-        predictor.register_forward_hook(rows.cut)
+        if not config.head_norm:  # whose batch statistics the zeros would change
+            rows = _FullRows()
+            heads.register_forward_pre_hook(rows.fill)
+            predictor.register_forward_hook(rows.cut)
         detector: MaskRCNN | FasterRCNN = MaskRCNN(
             backbone,
             mask_roi_pool=_roi_align(backbone.strides, 14),

@@ -16,6 +16,7 @@ from botvision.data.coco import CocoData
 from botvision.data.loading import Batch
 from botvision.evaluation.coco import Metrics, coco_metrics, image_results, load_ground_truth
 from botvision.evaluation.labels import LabelMap
+from botvision.training.trainer import SCORE
 
 
 class CocoEvaluation(Callback):
@@ -81,6 +82,8 @@ class CocoEvaluation(Callback):
         )
         self.step = trainer.global_step
         ap = self.metrics["segm" if self.masks else "bbox"]["AP"]
+        # Equal in all processes: a mean leaves it as it is.
+        module.log(SCORE, ap, logger=False, sync_dist=True)
         best = ap > self.best
         self.best = max(self.best, ap)
         if self.on_metrics is not None:

@@ -25,6 +25,7 @@ from torchmetrics.classification import (
 
 from botvision.data.classes import ClassBatch
 from botvision.files import write_text
+from botvision.training.trainer import SCORE
 
 Metrics = dict[str, Any]
 
@@ -106,6 +107,8 @@ class ClassEvaluation(Callback):
             },
         }
         self.step = trainer.global_step
+        # Equal in all processes: a mean leaves it as it is.
+        module.log(SCORE, self.metrics["top1"], logger=False, sync_dist=True)
         best = self.metrics["top1"] > self.best
         self.best = max(self.best, self.metrics["top1"])
         if self.on_metrics is not None:

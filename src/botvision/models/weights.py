@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -40,14 +41,27 @@ class WeightsReport:
         )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` or a ``weights_only`` PyTorch file, by name.
+def weights_file(source: str | Path) -> Path:
+    """The file that ``source`` names: itself, or the ``best.safetensors`` of a run folder."""
+    path = Path(source)
+    return path / "best.safetensors" if path.is_dir() else path
+
+
+def read_weights(source: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file, a run folder, or a model that timm has weights of, by name.
+
+    Args:
+        source: a ``.safetensors`` or ``weights_only`` PyTorch file, a run folder, or a name of
+            timm such as ``resnet50.a1_in1k``, whose weights come from timm's cache or the network.
 
     Raises:
-        UserError: the file is missing, is neither, or holds no tensors.
+        UserError: there is no such thing, it cannot be fetched or read, or it holds no tensors.
     """
+    path = weights_file(source)
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        if timm.is_model(str(source).split(".")[0]):
+            return _fetched(str(source))
+        raise UserError(f"{path}: no such weights file, and no model of timm is named so")
     try:
         if path.suffix == ".safetensors":
             state: object = load_file(path)
@@ -70,7 +84,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
+def _fetched(name: str) -> dict[str, Tensor]:
+    """The weights that timm has of a model."""
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever the network and the hub may raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"--weights {name}: timm could not fetch its weights ({reason}); give a file, or a "
+            "name of timm.list_pretrained()"
+        ) from error
+    return model.state_dict()
+
+
+def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     """Load a ResNet of timm or torchvision into a backbone with the same body.
 
     The attention stays as it was drawn where the file has none, and so does a classifier of another
@@ -79,13 +106,21 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
 
     Args:
         model: a BoTNet or ResNet, whole or ``features_only``.
-        path: ``.safetensors``, or a PyTorch file that ``torch.load(weights_only=True)`` accepts.
+        source: what :func:`read_weights` takes.
 
     Raises:
-        UserError: an unreadable file, or weights of another architecture; the model is unchanged.
+        UserError: no such weights, or those of another architecture; the model is unchanged.
     """
-    path = Path(path)
-    tensors = read_weights(path)
+    return load_tensors(model, read_weights(source), weights_file(source))
+
+
+def load_tensors(
+    model: nn.Module, tensors: dict[str, Tensor], file: Path, *, may_be_new: tuple[str, ...] = ()
+) -> WeightsReport:
+    """Load what :func:`read_weights` read from ``file``; see :func:`load_weights`.
+
+    ``may_be_new``: tensors whose names begin so may be missing too.
+    """
     attention = tuple(
         f"{name}." for name, m in model.named_modules() if isinstance(m, RelativeAttention2d)
     )
@@ -94,17 +129,17 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
     fits = {n: tensors[n] for n in own if n in tensors and tensors[n].shape == own[n].shape}
     new = [n for n in own if n not in fits and not n.endswith("num_batches_tracked")]
     head = getattr(model, "default_cfg", {}).get("classifier", "fc")
-    missing = [n for n in new if not n.startswith((*attention, f"{head}."))]
+    missing = [n for n in new if not n.startswith((*attention, f"{head}.", *may_be_new))]
     if missing:
         name = missing[0]
         found = f"is {tuple(tensors[name].shape)} there" if name in tensors else "is not there"
         raise UserError(
-            f"{path}: not the weights of this architecture: {name} {tuple(own[name].shape)} "
+            f"{file}: not the weights of this architecture: {name} {tuple(own[name].shape)} "
             f"{found} ({len(missing)} such tensors); give a ResNet of the same depth and width"
         )
     model.load_state_dict(fits, strict=False)
     ignored = [n for n in tensors if n not in fits and not n.endswith("num_batches_tracked")]
-    return WeightsReport(path, list(fits), resized, new, ignored)
+    return WeightsReport(file, list(fits), resized, new, ignored)
 
 
 def _resize_tables(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:

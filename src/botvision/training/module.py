@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -33,16 +33,29 @@ class DetectorModule(DetectorInference):
     """A detector in training: losses, the stop on a non-finite one, optimiser and schedule."""
 
     def __init__(
-        self, detector: nn.Module, config: TrainConfig, steps: int, file_of: Mapping[int, str]
+        self,
+        detector: nn.Module,
+        config: TrainConfig,
+        steps: int,
+        file_of: Mapping[int, str],
+        frozen: Iterable[nn.Module] = (),
     ) -> None:
-        """Take the detector, the settings, the run's steps, and the images' files by id."""
+        """Take the detector, the settings, the run's steps, and the images' files by id.
+
+        ``frozen``: parts that keep their weights, and their batch norms the statistics.
+        """
         super().__init__(detector)
         self.config = config
         self.steps = steps
         self.file_of = file_of
+        self.frozen = list(frozen)
+        for part in self.frozen:
+            part.requires_grad_(False)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what is random inside the model by the step, so that a resumed run draws alike."""
+        for part in self.frozen:
+            part.eval()
         seed_batch(self, self.config, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

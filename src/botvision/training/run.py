@@ -99,9 +99,9 @@ class RunFolder:
             return
         write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
-    def end(self, step: int) -> None:
-        """Note that all was written that belongs to a run of so many steps."""
-        self.log("end", step)
+    def end(self, step: int, steps: int) -> None:
+        """Note that all was written of a run of ``steps`` steps, which ended at ``step``."""
+        self.log("end", step, steps=steps)
 
     def has_ended(self, steps: int) -> bool:
         """Whether a run of ``steps`` was not only trained but also evaluated and written."""
@@ -109,7 +109,7 @@ class RunFolder:
             return False
         lines = self.events.read_text(encoding="utf-8").splitlines()
         events = [json.loads(line) for line in lines]
-        return any(event["event"] == "end" and event["step"] >= steps for event in events)
+        return any(event["event"] == "end" and event["steps"] >= steps for event in events)
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,20 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 
 from botvision.config import Device, Precision, TrainConfig
 from botvision.errors import UserError
 from botvision.training.callbacks import ProgressLines, ends_inside_a_step
 from botvision.training.run import RunFolder
+
+# What an evaluation logs for early stopping: its main metric, larger being better.
+SCORE = "score"
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -166,6 +174,12 @@ def training_trainer(
         enable_progress_bar=sys.stderr.isatty(),
         callbacks=[
             *callbacks,
+            # After the evaluation, which logs what it watches.
+            *(
+                [EarlyStopping(SCORE, patience=config.patience, mode="max")]
+                if config.patience
+                else []
+            ),
             shown,
             _LastCheckpoint(run),
             # After the evaluation, which saves the weights that the average has put in place.

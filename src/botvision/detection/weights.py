@@ -1,0 +1,191 @@
+"""What a detector starts from: a backbone, an earlier run, or torchvision's COCO detectors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torchvision
+from safetensors import safe_open
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+
+from botvision.errors import UserError
+from botvision.models.weights import WeightsReport, load_tensors, read_weights, weights_file
+
+# Published with frozen batch norms that add no epsilon to the variance (torchvision's
+# `overwrite_eps`); the file of that name is these weights too.
+_NO_EPSILON = "rcnn_resnet50_fpn_coco"
+_EPSILON = 1e-5
+
+# torchvision has renamed these since it published its first weights.
+_RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)", r"\1.0.\2"),
+    (r"(rpn\.head\.conv)\.(weight|bias)", r"\1.0.0.\2"),
+    (
+        r"(roi_heads\.mask_head)\.mask_fcn(\d)\.(weight|bias)",
+        lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}",
+    ),
+]
+# One row, or for boxes four, for the background and each class.
+_BY_CLASS = (
+    "roi_heads.box_predictor.cls_score.",
+    "roi_heads.box_predictor.bbox_pred.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
+)
+
+
+@dataclass(frozen=True)
+class DetectorWeightsReport:
+    """What became of a detector's weights: its tensors, and its classes by name."""
+
+    tensors: WeightsReport
+    kept: list[str]
+    new: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        """Say it in short lines."""
+        lines = [str(self.tensors), f"  classes known to it: {', '.join(self.kept) or 'none'}"]
+        if self.new:
+            lines.append(f"  new classes, drawn at random: {', '.join(self.new)}")
+        if self.unused:
+            lines.append(f"  its classes that are not wanted: {', '.join(self.unused)}")
+        return "\n".join(lines)
+
+
+def load_detector_weights(
+    detector: FasterRCNN, source: str | Path, classes: Sequence[str]
+) -> WeightsReport | DetectorWeightsReport:
+    """Load what ``source`` has into a detector.
+
+    A backbone goes into the body alone, see :func:`load_weights`. A detector goes everywhere: the
+    predictors' rows of the classes that it knows by name are kept, those of others stay as drawn.
+    A BoTNet takes all but the attention from a ResNet's detector, and a Mask R-CNN all but the mask
+    branch from a Faster R-CNN's.
+
+    Args:
+        detector: of ``build_detector``.
+        source: a run folder or its ``best.safetensors``; a file of a backbone, or of torchvision's
+            ``maskrcnn_resnet50_fpn`` or its like; one of those names, whose COCO weights are then
+            fetched; or a name of timm, whose ImageNet weights are.
+        classes: names of the detector's classes, in the order of its labels.
+
+    Raises:
+        UserError: no such file or name, no network, or weights of another architecture.
+    """
+    if str(source) in torchvision.models.list_models(torchvision.models.detection):
+        names, tensors = _published(str(source))
+        file = Path(str(source))
+    else:
+        tensors, file = read_weights(source), weights_file(source)
+        if not any(name.startswith("backbone.body.") for name in tensors):
+            return load_tensors(detector.backbone.body, tensors, file)
+        names = _class_names(file, tensors)
+        tensors = _with_epsilon(tensors, file.name)
+    tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
+    rows = {names.index(name) + 1: k + 1 for k, name in enumerate(classes) if name in names}
+    own = detector.state_dict()
+    for name in own:
+        if name.startswith(_BY_CLASS) and name in tensors:
+            tensors[name] = _with_rows(own[name], tensors[name], rows, len(classes))
+    without_masks = not any(name.startswith("roi_heads.mask_") for name in tensors)
+    try:
+        report = load_tensors(
+            detector, tensors, file, may_be_new=("roi_heads.mask_",) if without_masks else ()
+        )
+    except UserError as error:
+        differing = _differing_settings(own, tensors)
+        hint = f"; it was trained with {' '.join(differing)}" if differing else ""
+        raise UserError(f"{error}{hint}") from error
+    return DetectorWeightsReport(
+        report,
+        kept=[name for name in classes if name in names],
+        new=[name for name in classes if name not in names],
+        unused=[name for name in names if name not in classes and name != "N/A"],
+    )
+
+
+def _published(name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Classes and COCO weights of one of torchvision's detectors, from its cache or fetched."""
+    weights: Any = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    try:
+        tensors = weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"--weights {name}: its weights could not be fetched ({error}); get the file "
+            f"{Path(weights.url).name} elsewhere and give its path"
+        ) from error
+    file = Path(weights.url).name
+    return tuple(weights.meta["categories"][1:]), _with_epsilon(tensors, file)
+
+
+def _class_names(file: Path, tensors: dict[str, Tensor]) -> tuple[str, ...]:
+    """Names of the classes in a detector's file; none if it does not say."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            card = json.loads((opened.metadata() or {}).get("botvision", "{}"))
+        return tuple(card.get("categories", {}).get("names", ()))
+    coco = torchvision.models.get_model_weights("maskrcnn_resnet50_fpn").DEFAULT
+    names = tuple(coco.meta["categories"][1:])
+    scores = tensors.get(f"{_BY_CLASS[0]}bias")
+    return names if scores is not None and len(scores) == len(names) + 1 else ()
+
+
+def _renamed(name: str) -> str:
+    for pattern, new in _RENAMED:
+        name = re.sub(f"^{pattern}$", new, name)
+    return name
+
+
+def _with_epsilon(tensors: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+    """The same function for batch norms that add an epsilon to the variance, as ours do."""
+    if _NO_EPSILON not in file:
+        return tensors
+    return {n: t - _EPSILON if n.endswith("running_var") else t for n, t in tensors.items()}
+
+
+def _with_rows(own: Tensor, theirs: Tensor, rows: dict[int, int], classes: int) -> Tensor:
+    """``own`` with the rows of the background and of the classes ``rows`` (their label: ours)."""
+    per_class = len(own) // (classes + 1)
+    if own.shape[1:] != theirs.shape[1:] or len(theirs) % per_class:
+        return theirs
+    merged = own.clone().unflatten(0, (-1, per_class))
+    theirs = theirs.unflatten(0, (-1, per_class))
+    for their_label, label in {0: 0, **rows}.items():
+        merged[label] = theirs[their_label]
+    return merged.flatten(0, 1)
+
+
+def _differing_settings(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+    """Options of `botvision train` that the tensors of a detector imply and ``own`` contradict."""
+    wanted, given = _settings(tensors), _settings(own)
+    return [f"--{name} {value}" for name, value in wanted.items() if given[name] != value]
+
+
+def _settings(tensors: dict[str, Tensor]) -> dict[str, str]:
+    def convolutions(pattern: str) -> int:
+        return len({m[1] for name in tensors if (m := re.match(pattern, name))})
+
+    def size(name: str, axis: int) -> int | None:
+        return tensors[name].shape[axis] if name in tensors else None
+
+    norm = any(name.startswith("backbone.fpn.inner_blocks.0.1.") for name in tensors)
+    heads = ("roi_heads.box_head.0.1.", "roi_heads.mask_head.0.1.")
+    settings = {
+        # Of batch norm the file cannot tell plain from synchronised.
+        "norm": "plain" if norm else "frozen",
+        "detector.fpn_channels": size("backbone.fpn.layer_blocks.0.0.weight", 0),
+        "detector.rpn_convs": convolutions(r"rpn\.head\.conv\.(\d+)\.0\.weight"),
+        "detector.box_convs": convolutions(r"roi_heads\.box_head\.(\d+)\.0\.weight"),
+        "detector.box_head_dim": size("roi_heads.box_predictor.cls_score.weight", 1),
+        "detector.mask_convs": convolutions(r"roi_heads\.mask_head\.(\d+)\.0\.weight"),
+        "detector.mask_channels": size("roi_heads.mask_head.0.0.weight", 0),
+        "detector.head_norm": any(name.startswith(heads) for name in tensors),
+    }
+    return {name: str(value) for name, value in settings.items()}

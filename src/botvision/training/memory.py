@@ -1,0 +1,64 @@
+"""Less memory for more time, and how much it was."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute_blocks(body: nn.Module) -> None:
+    """Keep of each block of each stage its input alone, and compute the rest again going back.
+
+    Args:
+        body: a pyramid's body: its children are the stages, a stage of several blocks is an
+            ``nn.Sequential`` of them.
+    """
+    for stage in body.children():
+        for block in stage if isinstance(stage, nn.Sequential) else (stage,):
+            if any(True for _ in block.parameters()):
+                contexts = functools.partial(_contexts, block)
+                block.forward = functools.partial(
+                    checkpoint, block.forward, use_reentrant=False, context_fn=contexts
+                )
+
+
+def _contexts(
+    block: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds the forward pass and its repetition."""
+    return nullcontext(), _statistics_kept(block)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch norm has seen this batch already: its running statistics stay."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def peak_memory(device: str) -> float:
+    """The most memory that this process has had so far, bytes: of the GPU, or of the machine.
+
+    0 where the operating system does not tell.
+    """
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
