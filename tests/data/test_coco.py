@@ -330,3 +330,23 @@ def test_hundreds_of_instances_in_a_large_jittered_image(nuclei):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
         np.testing.assert_allclose(extent, box, atol=1)
+
+
+def test_of_too_many_instances_some_are_drawn_at_random(tmp_path):
+    boxes = [(x, y, 4, 4) for x in range(0, 50, 10) for y in range(0, 30, 10)]
+    entries = [
+        annotation(i + 1, bbox=b, segmentation=[[b[0], b[1], b[0] + 4, b[1], b[0] + 4, b[1] + 4]])
+        for i, b in enumerate(boxes)
+    ]
+    data = load(tmp_path, content(entries, images=1))
+    everything = train_set(data)[0][1]["boxes"]
+    assert len(everything) == len(boxes)
+    dataset = train_set(data, max_instances=4)
+    drawn = [dataset[(epoch, 0)][1] for epoch in range(20)]
+    assert all(len(t["boxes"]) == len(t["masks"]) == len(t["labels"]) == 4 for t in drawn)
+    assert all((everything == box).all(dim=1).any() for t in drawn for box in t["boxes"])
+    seen = {tuple(box.tolist()) for t in drawn for box in t["boxes"]}
+    assert len(seen) > 10
+    again = dataset[(3, 0)][1]["boxes"]
+    assert torch.equal(again, drawn[3]["boxes"])
+    assert len(train_set(data, max_instances=99)[0][1]["boxes"]) == len(boxes)

@@ -103,3 +103,34 @@ def test_what_is_no_saved_model(tmp_path):
     (tmp_path / "text.safetensors").write_text("text")
     with pytest.raises(UserError, match=r"text.safetensors: not a safetensors file"):
         load_model(tmp_path / "text.safetensors")
+
+
+def test_frozen_stages_keep_weights_and_statistics(tmp_path):
+    config = DetectionConfig("data", model_args=dict(CARD.model_args), image_size=64)
+    for stages, last in ((0, None), (1, "bn1"), (3, "layer2"), (5, "layer4")):
+        torch.manual_seed(0)
+        detector = CARD.build().train()
+        frozen = detector.backbone.first_stages(stages)
+        module = DetectorModule(detector, config, 10, {}, frozen)
+        names = [n for n, _ in detector.backbone.body.named_children()]
+        if last is not None:
+            module.on_train_batch_start(([], []), 0)
+            stop = names.index("layer1") if last == "bn1" else names.index(last) + 1
+            names, trained = names[:stop], names[stop:]
+            assert all(detector.backbone.body[n].training for n in trained)
+            assert not any(detector.backbone.body[n].training for n in names)
+            assert last in names
+        else:
+            names = []
+        for name, parameter in detector.named_parameters():
+            inside = name.startswith(tuple(f"backbone.body.{n}." for n in names))
+            assert parameter.requires_grad != inside, name
+        optimised = module.configure_optimizers()["optimizer"].param_groups
+        ids = {id(p) for group in optimised for p in group["params"]}
+        assert ids == {id(p) for p in detector.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("count", [-1, 6])
+def test_there_are_five_stages_to_freeze(count):
+    with pytest.raises(UserError, match=rf"--freeze-stages {count}: give 0 to 5"):
+        CARD.build().backbone.first_stages(count)

@@ -39,14 +39,15 @@ def _contexts(
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Batch norm has seen this batch already: its running statistics stay."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 def peak_memory(device: str) -> float:
