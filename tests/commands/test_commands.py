@@ -245,7 +245,7 @@ def test_weights_are_taken_and_reported(capsys, tiny_data, tmp_path):
         *("train", tiny_data, *TINY_SETTINGS, "--max-steps", "1", "--out", tmp_path / "run"),
         *("--weights", tmp_path / "resnet.pth"),
     )
-    assert "weights of resnet.pth" in text
+    assert f"weights of {tmp_path / 'resnet.pth'}" in text
     assert "layer4.0.conv2.qkv.weight" in text
 
 

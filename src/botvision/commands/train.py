@@ -118,7 +118,8 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         if evaluation is None:
             save_model(run.weights, job.model, job.card)
         job.report(run, console)
-        plot_curves(run.events, run.plots)
+        if steps:
+            plot_curves(run.events, run.plots)
     run.end(stop, steps)
     if wait.share is not None:
         say(f"waited for data {wait.share:.0%} of the time")

@@ -39,6 +39,15 @@ class DetectionSetup:
                 f"--image-size {config.image_size}: give a multiple of 32, 64 at least; the "
                 "pyramid halves the image five times"
             )
+        if config.compile and config.grad_checkpointing:
+            raise UserError(
+                "--compile with --grad-checkpointing: a compiled backbone chooses itself what it "
+                "computes again; give one of the two"
+            )
+        if config.max_instances < 0:
+            raise UserError(
+                f"--max-instances {config.max_instances}: give at least 1, or 0 for all"
+            )
         splits = find_splits(open_data(config.data))
         if "train" not in splits:
             raise UserError(

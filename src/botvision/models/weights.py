@@ -35,7 +35,7 @@ class WeightsReport:
         """Short lines: loaded, resized if any were, new and ignored."""
         resized = f", {len(self.resized)} position tables resized" if self.resized else ""
         return (
-            f"weights of {self.file.name}: {len(self.loaded)} tensors loaded{resized}\n"
+            f"weights of {self.file}: {len(self.loaded)} tensors loaded{resized}\n"
             f"  new, drawn at random: {', '.join(self.new) or 'none'}\n"
             f"  in the file, not used: {', '.join(self.ignored) or 'none'}"
         )
