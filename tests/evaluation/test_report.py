@@ -31,7 +31,10 @@ def row(text, *cells):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("name", ["cat", "traffic light", "a name longer than the column has"])
+@pytest.mark.parametrize(
+    "name",
+    ["cat", "traffic light", "a name longer than the column has", "Archaeopteryx_lithographica"],
+)
 def test_every_ap_of_every_class_is_on_its_line(width, name):
     text, metrics = printed(width, [name, "dog"])
     assert max(map(len, text.splitlines())) <= width

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from botvision.evaluation.coco import Metrics
 
@@ -52,9 +52,9 @@ def print_metrics(console: Console, metrics: Metrics) -> None:
 
 
 def _table(*left: str, names: list[str]) -> Table:
-    table = Table(*left)
+    table = Table(*(Column(name, overflow="fold") for name in left))
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     return table
 
 
