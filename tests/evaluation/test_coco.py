@@ -220,6 +220,26 @@ def test_masks_are_pasted_as_torchvision_pastes_them():
         np.testing.assert_array_equal(decoded.astype(bool), expected.numpy())
 
 
+def test_one_mask_is_pasted_at_a_time_and_runs_of_pixels_are_kept(monkeypatch):
+    def paste(masks, boxes, size):
+        assert masks.shape == (1, 1, 28, 28) and boxes.shape == (1, 4)
+        pasted.append(size)
+        return paste_masks_in_image(masks, boxes, size)
+
+    pasted = []
+    monkeypatch.setattr("botvision.evaluation.coco.paste_masks_in_image", paste)
+    detection = {
+        "boxes": torch.tensor([[10.0, 20, 300, 600]]).repeat(9, 1),
+        "labels": torch.ones(9, dtype=torch.int64),
+        "scores": torch.rand(9),
+        "masks": torch.ones(9, 1, 28, 28),
+    }
+    results = image_results(detection, 7, torch.ones(2), (900, 1100))
+    assert pasted == [(900, 1100)] * 9
+    # Two numbers a column of the box; the mask has a million pixels.
+    assert all(len(result["segmentation"]["counts"]) < 6 * 300 for result in results)
+
+
 def test_boxes_come_back_to_the_size_of_the_file():
     detection = {
         "boxes": torch.tensor([[10.0, 20, 30, 60]]),
