@@ -87,6 +87,12 @@ def efficientnet(device: str, batch_size: int) -> None:
     )
 
 
+def evaluation() -> None:
+    """That COCO evaluation is quick, and equals pycocotools."""
+    script = [sys.executable, "benchmarks/evaluation.py"]
+    subprocess.run([*script, "--json", RESULTS / "evaluation-cpu.json"], cwd=ROOT, check=True)
+
+
 def plan(device: str) -> dict[str, Callable[[], None]]:
     """What is measured on a device, and how."""
     few, many = (1, 8) if device == "cpu" else (8, 128)
@@ -102,7 +108,7 @@ def plan(device: str) -> dict[str, Callable[[], None]]:
     }
     if device == "cuda":
         return {"the kernels' tests on the GPU": gpu_tests, **steps}
-    return steps
+    return {**steps, "COCO evaluation of 500 images beside pycocotools": evaluation}
 
 
 def main() -> None:

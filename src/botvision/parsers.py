@@ -164,6 +164,7 @@ def eval_parser() -> Parser:
     parser.add_argument("run", type=Path, help="run folder or best.safetensors")
     parser.add_argument("data", type=str, help="COCO or class folders, an archive, a built-in set")
     parser.add_argument("--split", type=str, help="by default val, else test, else the only one")
+    parser.add_argument("--limit", type=int, help="evaluate so many images, drawn at random")
     parser.add_argument(
         "--max-detections", type=int, help="kept an image (100 in COCO; more for crowded images)"
     )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from botvision.attention.position import resize_relative
 from botvision.cli import main
 from botvision.config import ClassificationConfig
+from botvision.data.loading import draw_images
 from botvision.parsers import parse_train, recipe_names
 from botvision.training.optimizer import make_optimizer
 from botvision.training.saved import ClassifierCard
@@ -91,6 +92,24 @@ def test_eval_of_the_run_is_its_own_evaluation(run, data, tmp_path):
     assert got["top1"] == best
     assert got["split"] == "val"
     assert (tmp_path / "predictions" / "confusion.csv").is_file()
+
+
+def test_eval_of_some_images(run, data, tmp_path, capsys):
+    """Those that are drawn from the sorted files, beside ``predict`` of each."""
+    arguments = ["eval", str(run), str(data), "--out", str(tmp_path), "--device", "cpu"]
+    main([*arguments, "--limit", "4"])
+    assert "4 of the 7 images" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["images"], metrics["images_in_split"]) == (4, 7)
+    files = [path for name in sorted(CLASSES) for path in sorted((data / "val" / name).iterdir())]
+    drawn = [files[index] for index in draw_images(7, 4)]
+    main(["predict", str(run), *map(str, drawn), "--out", str(tmp_path / "each")])
+    listed = json.loads((tmp_path / "each" / "predictions.json").read_text())
+    for name, values in metrics["per_class"].items():
+        own = [row for row, path in zip(listed, drawn, strict=True) if path.parent.name == name]
+        right = sum(row["classes"][0]["class"] == name for row in own)
+        assert (values["images"], round(values["accuracy"] * len(own))) == (len(own), right)
+    assert "--limit -1: give at least 1" in fail(capsys, *arguments, "--limit", "-1")
 
 
 def test_eval_at_another_size_with_either_table_rule(run, data, tmp_path):

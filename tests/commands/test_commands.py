@@ -1,5 +1,6 @@
 """The command as a user meets it: outputs, files, errors, exit status."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -171,9 +172,58 @@ def test_eval_gives_what_pycocotools_gives(capsys, tiny_run, tiny_data, tmp_path
         )
 
 
+def test_eval_of_some_images_gives_what_pycocotools_gives_on_them(
+    capsys, tiny_run, tiny_data, tmp_path
+):
+    arguments = ["eval", tiny_run, tiny_data, "--device", "cpu", "--split", "train"]
+    text = run(capsys, *arguments, "--out", tmp_path / "some", "--limit", "4")
+    assert "4 of the 7 images" in text
+    metrics = json.loads((tmp_path / "some" / "metrics.json").read_text())
+    assert (metrics["images"], metrics["images_in_split"]) == (4, 7)
+    truth = COCO(str(tiny_data / "annotations" / "instances_train.json"))
+    results = tmp_path / "some" / "predictions" / "results.json"
+    seen = {result["image_id"] for result in json.loads(results.read_text())}
+    assert len(seen) == 4
+    for kind in ("bbox", "segm"):
+        evaluation = COCOeval(truth, truth.loadRes(str(results)), kind)
+        evaluation.params.imgIds = sorted(seen)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        np.testing.assert_allclose(
+            list(metrics[kind].values()), evaluation.stats, rtol=0, atol=1e-6
+        )
+    text = run(capsys, *arguments, "--out", tmp_path / "all", "--limit", "9")
+    whole = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    assert whole["images"] == whole["images_in_split"] == 7
+    assert "quick look" not in text
+
+
+def test_eval_writes_the_curves_that_ap_is_the_mean_of(capsys, tiny_run, tiny_data, tmp_path):
+    run(capsys, "eval", tiny_run, tiny_data, "--out", tmp_path, "--split", "train")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    with (tmp_path / "predictions" / "precision_recall.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert Image.open(tmp_path / "plots" / "precision_recall.png").width > 1000
+    for kind in ("bbox", "segm"):
+        for iou, name in (("0.50", "AP50"), ("0.75", "AP75"), ("0.50:0.95", "AP")):
+            for label, values in {"(mean)": metrics, **metrics["per_class"]}.items():
+                curve = [
+                    float(row["precision"])
+                    for row in rows
+                    if (row["kind"], row["class"], row["iou"]) == (kind, label, iou)
+                ]
+                assert len(curve) == 101
+                assert np.mean(curve) == pytest.approx(values[kind][name], abs=1e-6)
+
+
 def test_eval_says_which_splits_there_are(capsys, tiny_run, tiny_data):
     line = fail(capsys, "eval", tiny_run, tiny_data, "--split", "test")
     assert "--split test" in line and "has only train, val" in line
+
+
+def test_eval_of_no_images_is_an_error(capsys, tiny_run, tiny_data):
+    assert "--limit 0: give at least 1" in fail(capsys, "eval", tiny_run, tiny_data, "--limit", "0")
 
 
 def test_max_detections(capsys, tiny_run, tiny_data, tmp_path):

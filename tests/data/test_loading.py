@@ -1,6 +1,7 @@
 """Which images a step sees, and how an image is fitted for evaluation."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from botvision.data.coco import find_splits, load_split
@@ -8,10 +9,12 @@ from botvision.data.loading import (
     FittedImages,
     StepBatches,
     collate,
+    draw_images,
     eval_loader,
     fit_image,
     worker_count,
 )
+from botvision.errors import UserError
 
 
 def batches(start=0, seed=0, steps=9):
@@ -61,3 +64,16 @@ def test_workers():
     assert worker_count(3, accelerated=False) == 3
     assert worker_count(-1, accelerated=False) == 0
     assert 1 <= worker_count(-1, accelerated=True) <= 8
+
+
+def test_a_limit_draws_over_all_images():
+    assert draw_images(7, None) == draw_images(7, 7) == draw_images(7, 9) == list(range(7))
+    drawn = draw_images(1000, 60)
+    assert drawn == sorted(set(drawn)) and len(drawn) == 60
+    assert drawn == draw_images(1000, 60)
+    assert set(draw_images(1000, 20)) < set(drawn)
+    # Ten classes of a hundred images, sorted by class: each is there.
+    assert {index // 100 for index in drawn} == set(range(10))
+    for limit in (0, -3):
+        with pytest.raises(UserError, match=f"--limit {limit}: give at least 1"):
+            draw_images(7, limit)

@@ -17,6 +17,7 @@ from botvision.data.coco import find_splits, load_split
 from botvision.errors import UserError
 from botvision.evaluation.coco import coco_metrics, encode_mask, image_results, load_ground_truth
 from botvision.evaluation.labels import LabelMap
+from botvision.evaluation.precision_recall import RECALLS
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
@@ -78,11 +79,13 @@ def scene(tmp_path, *, images=12, seed=0):
     return file, results
 
 
-def pycocotools_stats(file, results, kind, max_detections):
+def pycocotools_stats(file, results, kind, max_detections, images=None):
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(file))
         evaluation = COCOeval(truth, truth.loadRes(results), kind)
         evaluation.params.maxDets = sorted({1, min(10, max_detections), max_detections})
+        if images is not None:
+            evaluation.params.imgIds = images
         evaluation.evaluate()
         evaluation.accumulate()
         if max_detections == 100:
@@ -94,7 +97,7 @@ def pycocotools_stats(file, results, kind, max_detections):
 def test_equals_pycocotools(tmp_path, kind):
     file, results = scene(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(results))
-    metrics = coco_metrics(load_ground_truth(file), results, masks=True)[kind]
+    metrics = coco_metrics(load_ground_truth(file), results, masks=True)[0][kind]
     stats = pycocotools_stats(file, str(tmp_path / "results.json"), kind, 100).stats
     names = [*NAMES, "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
     assert list(metrics) == names
@@ -102,26 +105,95 @@ def test_equals_pycocotools(tmp_path, kind):
     assert 0.1 < metrics["AP"] < 0.9
 
 
-def test_per_class_and_more_detections_equal_pycocotools(tmp_path):
-    file, results = scene(tmp_path, seed=1)
-    metrics = coco_metrics(load_ground_truth(file), results, masks=True, max_detections=3)
-    evaluation = pycocotools_stats(file, results, "segm", 3)
+def areas_of(evaluation):
+    """pycocotools' AP of each class, as it would be the mean over classes if there were one."""
     precision = evaluation.eval["precision"]
-    for k, name in enumerate(("class2", "class5", "class9")):
-        want = precision[:, :, k, 0, -1].mean()
-        assert metrics["per_class"][name]["segm"]["AP"] == pytest.approx(want, abs=1e-9)
-    assert "AR3" in metrics["segm"]
-    assert metrics["segm"]["AR3"] == pytest.approx(evaluation.eval["recall"][:, :, 0, -1].mean())
+    for k in range(precision.shape[2]):
+        own = precision[:, :, k, :, -1]
+        for name, part in zip(
+            NAMES,
+            (own[..., 0], own[0, :, 0], own[5, :, 0], own[..., 1], own[..., 2], own[..., 3]),
+            strict=True,
+        ):
+            yield k, name, part.mean() if (part > -1).all() else -1
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("max_detections", [3, 100])
+def test_classes_and_limits_equal_pycocotools(tmp_path, kind, max_detections):
+    file, results = scene(tmp_path, images=30, seed=1)
+    content = json.loads(file.read_text())
+    # Only medium objects of class2, none of class9.
+    content["annotations"] = [
+        a
+        for a in content["annotations"]
+        if a["category_id"] == 5 or (a["category_id"] == 2 and 32**2 < a["area"] < 96**2)
+    ]
+    file.write_text(json.dumps(content))
+    truth, copies = load_ground_truth(file), [dict(r) for r in results]
+    metrics, _ = coco_metrics(truth, copies, masks=True, max_detections=max_detections)
+    evaluation = pycocotools_stats(file, results, kind, max_detections)
+    seen = []
+    for k, name, want in areas_of(evaluation):
+        got = metrics["per_class"][("class2", "class5", "class9")[k]][kind]
+        assert list(got) == NAMES
+        assert got[name] == pytest.approx(want, abs=1e-9), (k, name)
+        seen.append(want)
+    assert seen.count(-1) == 2 + 6 and len({round(v, 6) for v in seen}) > 6
+    recall = evaluation.eval["recall"][:, :, 0, -1]
+    want = recall[recall > -1].mean()
+    assert metrics[kind][f"AR{max_detections}"] == pytest.approx(want)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_some_images_equal_pycocotools_on_those(tmp_path, kind):
+    file, results = scene(tmp_path)
+    some = [11, 2, 5, 8, 9]
+    truth = load_ground_truth(file)
+    found = [dict(r) for r in results if r["image_id"] in some]
+    metrics, _ = coco_metrics(truth, found, masks=True, images=some)
+    want = pycocotools_stats(file, results, kind, 100, images=some).stats
+    np.testing.assert_allclose(list(metrics[kind].values()), want, rtol=0, atol=1e-9)
+    whole, _ = coco_metrics(truth, [dict(r) for r in results], masks=True)
+    assert whole[kind] != metrics[kind]
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_curves_are_pycocotools_precision(tmp_path, kind):
+    file, results = scene(tmp_path)
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 3, "name": "class3"})
+    file.write_text(json.dumps(content))
+    metrics, curves = coco_metrics(
+        load_ground_truth(file), [dict(r) for r in results], masks=True, max_detections=20
+    )
+    evaluation = pycocotools_stats(file, results, kind, 20)
+    precision = evaluation.eval["precision"][..., 0, -1]
+    curve = curves[kind]
+    np.testing.assert_array_equal(RECALLS, evaluation.params.recThrs)
+    # Sorted by id; class3 has no object.
+    assert curve.classes == ("class2", "class5", "class9")
+    there = precision[:, :, [0, 2, 3]]
+    np.testing.assert_allclose(curve.precision, there, rtol=0, atol=1e-12)
+    scores = evaluation.eval["scores"][:, :, [0, 2, 3], 0, -1]
+    np.testing.assert_array_equal(curve.scores, scores)
+    for iou, name, of in (("0.50", "AP50", [0]), ("0.75", "AP75", [5]), ("0.50:0.95", "AP", None)):
+        want = there if of is None else there[of]
+        np.testing.assert_allclose(curve.mean(iou), want.mean((0, 2)))
+        np.testing.assert_allclose(curve.of_class(iou, 1), want[:, :, 1].mean(0))
+        assert curve.mean(iou).mean() == pytest.approx(metrics[kind][name], abs=1e-12)
 
 
 def test_nothing_found_is_zero_and_nothing_to_find_is_minus_one(tmp_path):
     file, results = scene(tmp_path)
     truth = load_ground_truth(file)
-    metrics = coco_metrics(truth, [], masks=True)
+    metrics, _ = coco_metrics(truth, [], masks=True)
     assert metrics["bbox"]["AP"] == metrics["segm"]["AP50"] == 0
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "annotations": []}))
-    assert coco_metrics(load_ground_truth(file), results, masks=True)["bbox"]["AP"] == -1
+    metrics, curves = coco_metrics(load_ground_truth(file), results, masks=True)
+    assert metrics["bbox"]["AP"] == -1
+    assert curves["segm"].classes == ()
 
 
 def test_absent_area_and_iscrowd_are_filled_in(tmp_path):
@@ -130,11 +202,11 @@ def test_absent_area_and_iscrowd_are_filled_in(tmp_path):
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 0
     file.write_text(json.dumps(content))
-    want = coco_metrics(load_ground_truth(file), results, masks=True)
+    want, _ = coco_metrics(load_ground_truth(file), results, masks=True)
     for annotation in content["annotations"]:
         del annotation["iscrowd"], annotation["area"]
     file.write_text(json.dumps(content))
-    assert coco_metrics(load_ground_truth(file), results, masks=True) == want
+    assert coco_metrics(load_ground_truth(file), results, masks=True)[0] == want
 
 
 def test_masks_are_pasted_as_torchvision_pastes_them():
@@ -146,6 +218,26 @@ def test_masks_are_pasted_as_torchvision_pastes_them():
     for mask, box, expected in zip(masks, boxes, want, strict=True):
         decoded = coco_mask.decode(encode_mask(mask, box, (90, 110)))
         np.testing.assert_array_equal(decoded.astype(bool), expected.numpy())
+
+
+def test_one_mask_is_pasted_at_a_time_and_runs_of_pixels_are_kept(monkeypatch):
+    def paste(masks, boxes, size):
+        assert masks.shape == (1, 1, 28, 28) and boxes.shape == (1, 4)
+        pasted.append(size)
+        return paste_masks_in_image(masks, boxes, size)
+
+    pasted = []
+    monkeypatch.setattr("botvision.evaluation.coco.paste_masks_in_image", paste)
+    detection = {
+        "boxes": torch.tensor([[10.0, 20, 300, 600]]).repeat(9, 1),
+        "labels": torch.ones(9, dtype=torch.int64),
+        "scores": torch.rand(9),
+        "masks": torch.ones(9, 1, 28, 28),
+    }
+    results = image_results(detection, 7, torch.ones(2), (900, 1100))
+    assert pasted == [(900, 1100)] * 9
+    # Two numbers a column of the box; the mask has a million pixels.
+    assert all(len(result["segmentation"]["counts"]) < 6 * 300 for result in results)
 
 
 def test_boxes_come_back_to_the_size_of_the_file():

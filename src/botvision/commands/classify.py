@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from torch import nn
+from torch.utils.data import Subset
 
 from botvision.attention.position import AbsolutePosition, RelativePosition
 from botvision.config import Device, TableResize
@@ -21,7 +22,7 @@ from botvision.data.classes import (
     find_class_splits,
     readable_names,
 )
-from botvision.data.loading import eval_loader, worker_count
+from botvision.data.loading import draw_images, eval_loader, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.classification import (
     ClassEvaluation,
@@ -29,6 +30,7 @@ from botvision.evaluation.classification import (
     print_class_metrics,
     write_confusion,
 )
+from botvision.evaluation.report import print_limit
 from botvision.training.classifier import ClassifierInference
 from botvision.training.run import RunFolder
 from botvision.training.saved import ClassifierCard
@@ -46,6 +48,7 @@ def evaluate_classifier(
     data: str,
     *,
     split: str | None,
+    limit: int | None,
     image_size: int | None,
     table_resize: TableResize | None,
     batch_size: int,
@@ -70,10 +73,12 @@ def evaluate_classifier(
     console.print(
         f"{images.summary()}, seen at {card.image_size} px", highlight=False, soft_wrap=True
     )
+    chosen = draw_images(len(images), limit)
+    print_limit(console, len(chosen), len(images))
     names = readable_names(card.classes)
     evaluation = ClassEvaluation(names)
     loader = eval_loader(
-        ClassDataset(images, eval_transform(card.image_size, card.crop_share)),
+        Subset(ClassDataset(images, eval_transform(card.image_size, card.crop_share)), chosen),
         collate_classes,
         batch_size=batch_size,
         workers=worker_count(workers, device != "cpu"),
@@ -83,7 +88,13 @@ def evaluate_classifier(
     )
     run_folder = RunFolder(out or (run if run.is_dir() else run.parent))
     run_folder.path.mkdir(parents=True, exist_ok=True)
-    run_folder.write_metrics({"split": split, "image_size": card.image_size, **evaluation.metrics})
+    settings = {
+        "split": split,
+        "images": len(chosen),
+        "images_in_split": len(images),
+        "image_size": card.image_size,
+    }
+    run_folder.write_metrics({**settings, **evaluation.metrics})
     write_class_report(run_folder, evaluation)
     print_class_metrics(console, evaluation.metrics)
     console.print(f"written to {run_folder.metrics}", highlight=False, soft_wrap=True)

@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from torch.utils.data import Subset
 from torchvision.models.detection import FasterRCNN
 
 from botvision.commands.classify import evaluate_classifier
 from botvision.config import Device, TableResize
 from botvision.data.coco import find_splits, load_split
-from botvision.data.loading import FittedImages, collate, eval_loader, worker_count
+from botvision.data.loading import FittedImages, collate, draw_images, eval_loader, worker_count
 from botvision.data.sources import open_data
 from botvision.errors import UserError
 from botvision.evaluation.callback import CocoEvaluation
 from botvision.evaluation.coco import Metrics
-from botvision.evaluation.report import print_metrics, write_results
+from botvision.evaluation.precision_recall import write_precision_recall
+from botvision.evaluation.report import print_limit, print_metrics, write_results
 from botvision.training.module import DetectorInference
 from botvision.training.run import RunFolder
 from botvision.training.saved import ClassifierCard, load_model
 from botvision.training.trainer import evaluation_trainer, resolve_device
+from botvision.visualize.precision_recall import plot_precision_recall
 
 
 def evaluate(
@@ -27,6 +30,7 @@ def evaluate(
     data: str,
     *,
     split: str | None = None,
+    limit: int | None = None,
     max_detections: int | None = None,
     score_threshold: float = 0.001,
     image_size: int | None = None,
@@ -39,14 +43,16 @@ def evaluate(
 ) -> Metrics:
     """Evaluate a run in float32 and write ``metrics.json``.
 
-    Of a detector also ``predictions/results.json``, of a classifier ``predictions/confusion.csv``
-    and ``plots/confusion.png``. Classes are matched by name, so an annotation file may number them
+    Of a detector also ``predictions/results.json``, ``predictions/precision_recall.csv`` and
+    ``plots/precision_recall.png``, of a classifier ``predictions/confusion.csv`` and
+    ``plots/confusion.png``. Classes are matched by name, so an annotation file may number them
     differently.
 
     Args:
         run: run folder, or its ``best.safetensors``.
         data: COCO folder, archive or built-in set.
         split: by default ``val``, else ``test``, else the only one.
+        limit: images to evaluate, drawn at random but always the same; all by default.
         max_detections: kept an image; the run's own number by default.
         score_threshold: detections below it are dropped. COCO's metrics rank all detections, so
             the default is lower than for use; the paper's code base evaluates at 0.05, which the
@@ -60,7 +66,7 @@ def evaluate(
         console: where to say what happens; the terminal by default.
 
     Raises:
-        UserError: no such run, data or split, or not one class in common.
+        UserError: no such run, data or split, not one class in common, or a limit below 1.
     """
     console = console or Console()
     device = resolve_device(device)
@@ -72,6 +78,7 @@ def evaluate(
             run,
             data,
             split=split,
+            limit=limit,
             image_size=image_size,
             table_resize=table_resize,
             batch_size=batch_size,
@@ -88,6 +95,8 @@ def evaluate(
         raise UserError(f"--split {split}: {data} has only {', '.join(splits)}")
     coco = load_split(splits[split])
     console.print(coco.summary(), highlight=False, soft_wrap=True)
+    chosen = draw_images(len(coco), limit)
+    print_limit(console, len(chosen), len(coco))
     if max_detections is not None:
         if max_detections < 1:
             raise UserError(f"--max-detections {max_detections}: give at least 1")
@@ -98,11 +107,12 @@ def evaluate(
         card.categories,
         masks=card.task == "segmentation",
         max_detections=max_detections or card.detector.max_detections,
+        images=coco.annotations.image_ids[chosen].tolist(),
     )
     if str(evaluation.labels):
         console.print(str(evaluation.labels), highlight=False, soft_wrap=True)
     loader = eval_loader(
-        FittedImages(coco, card.image_size),
+        Subset(FittedImages(coco, card.image_size), chosen),
         collate,
         batch_size=1,
         workers=worker_count(workers, device != "cpu"),
@@ -112,7 +122,10 @@ def evaluate(
     )
     folder = RunFolder(out or (run if run.is_dir() else run.parent))
     write_results(folder.predictions, evaluation.results)
-    folder.write_metrics({"split": split, "images": len(coco), **evaluation.metrics})
+    write_precision_recall(folder.predictions, evaluation.curves)
+    plot_precision_recall(evaluation.curves, folder.plots)
+    images = {"images": len(chosen), "images_in_split": len(coco)}
+    folder.write_metrics({"split": split, **images, **evaluation.metrics})
     print_metrics(console, evaluation.metrics)
     console.print(f"written to {folder.metrics}", highlight=False, soft_wrap=True)
     return evaluation.metrics

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from botvision.data.coco import CocoData
 from botvision.data.images import open_image
 from botvision.data.jitter import View
+from botvision.errors import UserError
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -153,6 +154,21 @@ def eval_loader(
         num_workers=workers,
         collate_fn=collate_fn,
     )
+
+
+def draw_images(images: int, limit: int | None) -> list[int]:
+    """Indices of ``limit`` of the images, drawn at random but always the same, in order.
+
+    The first ones would be of a single class where files are sorted by it. More images include
+    those of fewer; all, if no limit is less than that.
+
+    Raises:
+        UserError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: give at least 1")
+    order = np.random.default_rng(0).permutation(images)
+    return sorted(order[:limit].tolist())
 
 
 def seed_everything(*numbers: int) -> int:

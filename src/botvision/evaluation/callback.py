@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -16,15 +16,16 @@ from botvision.data.coco import CocoData
 from botvision.data.loading import Batch
 from botvision.evaluation.coco import Metrics, coco_metrics, image_results, load_ground_truth
 from botvision.evaluation.labels import LabelMap
+from botvision.evaluation.precision_recall import PrecisionRecall
 from botvision.training.trainer import SCORE
 
 
 class CocoEvaluation(Callback):
     """Collects detections over a validation run and computes COCO's metrics at its end.
 
-    ``results``, ``metrics`` and ``step`` hold the last run's. In training ``on_metrics`` is called
-    with the step, the metrics and whether their main AP is the best so far; the best survives a
-    resume.
+    ``results``, ``metrics``, ``curves`` and ``step`` hold the last run's. In training
+    ``on_metrics`` is called with the step, the metrics and whether their main AP is the best so
+    far; the best survives a resume.
     """
 
     def __init__(
@@ -34,17 +35,23 @@ class CocoEvaluation(Callback):
         *,
         masks: bool,
         max_detections: int,
+        images: Sequence[int] | None = None,
         on_metrics: Callable[[int, Metrics, bool], None] | None = None,
     ) -> None:
-        """Read the annotations of ``data``; ``categories`` are the model's."""
+        """Read the annotations of ``data``; ``categories`` are the model's.
+
+        ``images`` are the ids of those that are evaluated, by default all of ``data``.
+        """
         self.labels = LabelMap.between(categories, data)
         self.truth = load_ground_truth(data.annotations.file)
         self.masks = masks
         self.max_detections = max_detections
+        self.images = images
         self.on_metrics = on_metrics
         self.best = -1.0
         self.results: list[dict[str, Any]] = []
         self.metrics: Metrics = {}
+        self.curves: dict[str, PrecisionRecall] = {}
         self.step = -1
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -74,11 +81,12 @@ class CocoEvaluation(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Compute the metrics, of what all processes found."""
         self.results = _gathered(self.results)
-        self.metrics = coco_metrics(
+        self.metrics, self.curves = coco_metrics(
             self.truth,
             [dict(result) for result in self.results],
             masks=self.masks,
             max_detections=self.max_detections,
+            images=self.images,
         )
         self.step = trainer.global_step
         ap = self.metrics["segm" if self.masks else "bbox"]["AP"]

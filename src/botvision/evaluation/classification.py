@@ -151,5 +151,6 @@ def print_class_metrics(console: Console, metrics: Metrics) -> None:
     for name in ("accuracy", "images"):
         table.add_column(name, justify="right")
     for name, values in classes.items():
-        table.add_row(name, f"{values['accuracy']:.1%}", str(values["images"]))
+        accuracy = f"{values['accuracy']:.1%}" if values["images"] else "-"
+        table.add_row(name, accuracy, str(values["images"]))
     console.print(table)

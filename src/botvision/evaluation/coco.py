@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from botvision.evaluation.precision_recall import PrecisionRecall
 
 Metrics = dict[str, Any]
 
@@ -84,9 +86,14 @@ def load_ground_truth(annotations: Path) -> COCO:
 
 
 def coco_metrics(
-    truth: COCO, results: list[dict[str, Any]], *, masks: bool, max_detections: int = 100
-) -> Metrics:
-    """COCO's metrics of ``results`` against ``truth``.
+    truth: COCO,
+    results: list[dict[str, Any]],
+    *,
+    masks: bool,
+    max_detections: int = 100,
+    images: Sequence[int] | None = None,
+) -> tuple[Metrics, dict[str, PrecisionRecall]]:
+    """COCO's metrics of ``results`` against ``truth``, and the curves behind them.
 
     Args:
         truth: the annotations.
@@ -94,48 +101,52 @@ def coco_metrics(
         masks: also ``segm``. Its size classes of unmatched detections go by box area, as
             pycocotools' ``loadRes`` has it for results with both boxes and masks.
         max_detections: kept an image, the best first (100 in COCO's definition).
+        images: ids of the images that count; all by default.
 
     Returns:
         ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR<max>", "ARs",
-        "ARm", "ARl"}, "segm": the same, "per_class": {name: {"bbox": {"AP", "AP50"}, ...}}}``,
-        each in [0, 1]; -1 where there is nothing to find.
+        "ARm", "ARl"}, "segm": the same, "per_class": {name: {"bbox": {"AP", ..., "APl"}, ...}}}``,
+        each in [0, 1], -1 where there is nothing to find; and the curves by the same kinds.
     """
     metrics: Metrics = {}
+    curves: dict[str, PrecisionRecall] = {}
     per_class: dict[str, dict[str, dict[str, float]]] = {}
     detections = truth.loadRes(results)
     for kind in ("bbox", "segm") if masks else ("bbox",):
         evaluation = COCOeval_faster(truth, detections, kind, print_function=lambda *_: None)
         evaluation.params.maxDets = sorted({1, min(10, max_detections), max_detections})
+        if images is not None:
+            evaluation.params.imgIds = list(images)
         evaluation.evaluate()
         evaluation.accumulate()
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-        metrics[kind] = _summary(precision, recall, evaluation.params.maxDets)
-        for k, category in enumerate(evaluation.params.catIds):
-            name = truth.cats[category]["name"]
-            per_class.setdefault(name, {})[kind] = {
-                "AP": _mean(precision[:, :, k, 0, -1]),
-                "AP50": _mean(precision[0, :, k, 0, -1]),
-            }
+        metrics[kind] = _precisions(precision) | _recalls(recall, evaluation.params.maxDets)
+        names = [truth.cats[category]["name"] for category in evaluation.params.catIds]
+        for k, name in enumerate(names):
+            per_class.setdefault(name, {})[kind] = _precisions(precision[:, :, [k]])
+        scores = evaluation.eval["scores"][:, :, :, 0, -1]
+        curves[kind] = PrecisionRecall.of(names, precision[:, :, :, 0, -1], scores)
     metrics["per_class"] = per_class
-    return metrics
+    return metrics, curves
 
 
-def _summary(
-    precision: NDArray[np.float64], recall: NDArray[np.float64], limits: list[int]
-) -> dict[str, float]:
-    """From precision (IoU, recall, class, area, limit) and recall (IoU, class, area, limit).
+def _precisions(precision: NDArray[np.float64]) -> dict[str, float]:
+    """From (IoU, recall, class, area, limit).
 
     IoU 0.50 to 0.95 in steps of 0.05; areas all, small, medium and large.
     """
-    summary = {
+    return {
         "AP": _mean(precision[:, :, :, 0, -1]),
         "AP50": _mean(precision[0, :, :, 0, -1]),
         "AP75": _mean(precision[5, :, :, 0, -1]),
+        **{f"AP{a}": _mean(precision[:, :, :, i, -1]) for a, i in _AREAS.items()},
     }
-    summary |= {f"AP{a}": _mean(precision[:, :, :, i, -1]) for a, i in _AREAS.items()}
-    summary |= {f"AR{n}": _mean(recall[:, :, 0, i]) for i, n in enumerate(limits)}
-    summary |= {f"AR{a}": _mean(recall[:, :, i, -1]) for a, i in _AREAS.items()}
-    return summary
+
+
+def _recalls(recall: NDArray[np.float64], limits: list[int]) -> dict[str, float]:
+    """From (IoU, class, area, limit)."""
+    overall = {f"AR{n}": _mean(recall[:, :, 0, i]) for i, n in enumerate(limits)}
+    return overall | {f"AR{a}": _mean(recall[:, :, i, -1]) for a, i in _AREAS.items()}
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from botvision.evaluation.coco import Metrics
 
@@ -24,30 +24,38 @@ def write_results(folder: Path, results: list[dict[str, Any]]) -> Path:
     return path
 
 
+def print_limit(console: Console, images: int, of: int) -> None:
+    """Say that not all images of the split are evaluated, if so."""
+    if images < of:
+        text = f"a quick look (--limit): {images:,} of the {of:,} images, drawn at random"
+        console.print(text, highlight=False, soft_wrap=True)
+
+
 def print_metrics(console: Console, metrics: Metrics) -> None:
     """Print a table of AP by IoU and size, and one of the classes if they are few."""
     kinds = [kind for kind in _TITLES if kind in metrics]
-    table = Table()
-    table.add_column("")
     # Every COCO metric is in metrics.json; these fit a terminal.
     names = [name for name in metrics[kinds[0]] if name.startswith("AP")]
-    for name in names:
-        table.add_column(name, justify="right")
+    table = _table("", names=names)
     for kind in kinds:
         table.add_row(_TITLES[kind], *(_number(metrics[kind][name]) for name in names))
     console.print(table)
     classes = metrics["per_class"]
     if not 1 < len(classes) <= _CLASSES_SHOWN:
         return
-    table = Table()
-    table.add_column("class")
-    for kind in kinds:
-        table.add_column(f"{_TITLES[kind]} AP", justify="right")
-        table.add_column(f"{_TITLES[kind]} AP50", justify="right")
+    table = _table("class", "", names=names)
     for name, values in classes.items():
-        cells = [_number(values[kind][key]) for kind in kinds for key in ("AP", "AP50")]
-        table.add_row(name, *cells)
+        for kind in kinds:
+            cells = (_number(values[kind][metric]) for metric in names)
+            table.add_row(name if kind == kinds[0] else "", _TITLES[kind], *cells)
     console.print(table)
+
+
+def _table(*left: str, names: list[str]) -> Table:
+    table = Table(*(Column(name, overflow="fold") for name in left))
+    for name in names:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _number(value: float) -> str:
