@@ -13,6 +13,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
+from botvision.attention import RelativeAttention2d
 from botvision.errors import UserError
 from botvision.models.published import PUBLISHED
 from botvision.models.surgery import to_botnet
@@ -46,7 +47,8 @@ class BotNet(ResNet):
         if not se_in_bot:
             blocks: Any = self.layer4
             for block in blocks:
-                block.se = None
+                if isinstance(block.conv2, RelativeAttention2d):
+                    block.se = None
 
 
 # Input sizes of section 4.8; all other models are trained at 224 px.
