@@ -8,6 +8,7 @@ import torch
 import torchvision
 from timm.layers import NonLocalAttn
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import botvision
 from botvision.attention import RelativeAttention2d
@@ -233,6 +234,14 @@ def test_non_local_block_under_autocast(cells, trained, value):
     assert logits.abs().max() > 32
     want = (logits.softmax(dim=-1) @ v).mT.reshape(seen["z"].shape)
     assert (seen["z"] - want).abs().max() < 0.01 * want.abs().max()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_non_local_block_keeps_no_logits(memory_format):
+    block = NonLocal2d(16, value=True)
+    x = torch.randn(1, 16, 64, 64).contiguous(memory_format=memory_format)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error if it cannot
+        block(x)
 
 
 def test_non_local_block_starts_as_the_identity_with_logits_of_moderate_size():

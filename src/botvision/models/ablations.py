@@ -115,8 +115,9 @@ class NonLocal2d(nn.Module):
     The paper lists a value projection among what the Non-Local block lacks. Without one, each cell
     takes the other cells' channels as they are, so ``z`` maps all channels to all: our reading.
 
-    The N x N logits are float32 also in half precision. They are kept where the map is small and
-    trained; elsewhere PyTorch's fused attention computes them.
+    The N x N logits are float32 also in half precision. PyTorch's fused attention keeps none of
+    them, but its kernel for CPUs wants values as wide as the keys: without a value projection, and
+    for small maps in training, they are kept (64 MiB for 64x64 cells).
     """
 
     def __init__(self, channels: int, *, value: bool = False) -> None:
@@ -140,8 +141,10 @@ class NonLocal2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, channels, H, W)."""
-        # One head: (B, C, H, W) -> (B, 1, N, C).
-        q, k, v = (layer(x).flatten(2).mT.unsqueeze(1) for layer in (self.t, self.p, self.g))
+        # One head: (B, C, H, W) -> (B, 1, N, C), of which a channels-last map needs no copy.
+        q, k, v = (
+            layer(x).flatten(2).mT.unsqueeze(1).contiguous() for layer in (self.t, self.p, self.g)
+        )
         with no_autocast(x.device):
             out = attend(q, k, v.to(q.dtype), None, None, scale=1.0, impl="auto")
         out = out.squeeze(1).mT.reshape(x.shape[0], -1, *x.shape[-2:])
