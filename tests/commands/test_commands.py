@@ -19,6 +19,7 @@ from botvision.cli import COMMANDS, main
 from botvision.commands import doctor as doctor_module
 from botvision.config import DetectionConfig
 from botvision.errors import UserError
+from botvision.models import list_models
 from botvision.parsers import parse_train, recipe_names
 from tiny import TINY_SETTINGS
 
@@ -320,11 +321,14 @@ def test_detection_data_trains_faster_rcnn(capsys, tiny_data, tmp_path):
     assert "has no segmentation" in line
 
 
-def test_models(capsys):
+def test_models(capsys, monkeypatch):
     rows = {row["name"]: row for row in json.loads(run(capsys, "models", "--json"))}
     assert rows["botnet50"]["parameters"] == 20_852_008
     assert rows["botnet50"]["image_size"] == 224
-    assert "20.852 M" in run(capsys, "models")
+    monkeypatch.setenv("COLUMNS", "80")
+    table = run(capsys, "models")
+    assert "20.852 M" in table
+    assert all(name in table for name in list_models())
 
 
 def test_doctor_is_content_here(capsys):

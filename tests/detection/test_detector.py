@@ -14,6 +14,7 @@ from botvision.detection.detector import _FullRows
 from botvision.errors import UserError
 
 TINY = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
+INSERTED = {**TINY, "layers": (1, 1, 2, 2)}
 SMALL = DetectorConfig(
     fpn_channels=16,
     anchor_sizes=(8, 16, 32, 64, 128),
@@ -48,6 +49,9 @@ def sample(size=(96, 128), seed=0):
     [
         ("botnet50", TINY),
         ("botnet50_s1", TINY),
+        ("botnet18", TINY),
+        ("resnet50_bot_c4_c5", INSERTED),
+        ("resnet50_nl_c4", INSERTED),
         ("resnet18", {}),
         ("resnest14d", {}),
         ("convnext_atto", {}),
@@ -175,6 +179,32 @@ def test_attention_slices_its_tables_in_a_detector():
     layers = [m for m in small().modules() if isinstance(m, RelativeAttention2d)]
     assert [layer.pos_embed.table_resize for layer in layers] == ["slice"]
     assert layers[0].pos_embed.height_rel.shape[0] == 2 * 8 - 1
+
+
+def test_inserted_attention_slices_its_tables_too():
+    detector = small(model="resnet50_bot_c4_c5", args=INSERTED)
+    layers = [m for m in detector.modules() if isinstance(m, RelativeAttention2d)]
+    assert [layer.pos_embed.table_resize for layer in layers] == ["slice", "slice"]
+    assert [layer.pos_embed.height_rel.shape[0] for layer in layers] == [2 * 8 - 1, 2 * 4 - 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "part", "last"),
+    [
+        ("resnet50_bot_c4", INSERTED, "layer3.bot", "bn3"),
+        ("resnet50_nl_c4", INSERTED, "layer3.nl", "norm"),
+        ("botnet18", TINY, "layer4", "0.bn3"),
+    ],
+)
+def test_new_blocks_keep_their_batch_norm_where_the_rest_is_frozen(model, args, part, last):
+    """Their last scale is zero: frozen, the block would never do anything."""
+    body = small(model=model, args=args, norm="frozen").backbone.body
+    norms = {n for n, m in body.named_modules() if "BatchNorm" in type(m).__name__}
+    plain = {n for n, m in body.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert plain == {n for n in norms if n.startswith(f"{part}.")} != norms
+    x = torch.randn(2, 3, 128, 128)
+    sum(level.square().sum() for level in body.train()(x)).backward()
+    assert body.get_submodule(f"{part}.{last}").weight.grad.abs().max() > 0
 
 
 def test_defaults_are_those_of_the_papers_code_base():

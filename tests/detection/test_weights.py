@@ -172,6 +172,22 @@ def test_faster_and_mask_rcnn_exchange_all_but_the_mask_branch(tmp_path):
     assert all(name.startswith("roi_heads.mask_") for name in report.tensors.ignored)
 
 
+@pytest.mark.parametrize(
+    ("model", "resnet"), [("resnet50_bot_c4", "resnet50"), ("botnet18", "resnet18")]
+)
+def test_the_ablations_take_a_resnets_detector_but_for_their_new_blocks(model, resnet, tmp_path):
+    args = {"layers": (1, 1, 2, 2), "channels": (16, 16, 32, 32)}
+    twin = build_detector(resnet, 2, 64, config=SMALL, model_args=args)
+    if resnet == "resnet18":  # whose c5 is half as wide as a bottleneck's
+        twin.backbone.fpn = build_detector(model, 2, 64, config=SMALL, model_args=args).backbone.fpn
+    saved(twin, ("cat", "dog"), tmp_path / "twin.safetensors")
+    detector = build_detector(model, 2, 64, config=SMALL, model_args=args)
+    report = load_detector_weights(detector, tmp_path / "twin.safetensors", ("cat", "dog"))
+    part = "backbone.body." + ("layer4." if resnet == "resnet18" else "layer3.bot.")
+    own = {n for n in detector.state_dict() if n.startswith(part) and "tracked" not in n}
+    assert set(report.tensors.new) == own
+
+
 def test_a_backbone_goes_into_the_body_alone(tmp_path):
     body = timm.create_model("resnet50", block=timm.models.resnet.Bottleneck, **TINY)
     torch.save(body.state_dict(), tmp_path / "resnet.pth")

@@ -8,9 +8,12 @@ import timm
 import torch
 
 import botvision
+from botvision.attention import RelativeAttention2d
 from botvision.commands.models import model_figures
 from botvision.errors import UserError
 from botvision.models import BOTNETS
+
+SHALLOW = ("botnet18", "botnet34")
 
 
 def attention_parameters(sizes):
@@ -33,6 +36,33 @@ def test_parameters_are_the_resnets_less_three_convolutions_plus_three_layers(na
         ours = sum(p.numel() for p in botvision.create_model(name).parameters())
         theirs = sum(p.numel() for p in timm.create_model(resnet).parameters())
     assert ours == theirs - 3 * 9 * 512 * 512 + attention_parameters(sizes)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("botnet18", 2), ("botnet34", 3)])
+def test_parameters_of_shallow_bodies(name, blocks):
+    """A ResNet-18 or 34 to c4, then bottlenecks of 512 channels: the first 256 to 2048."""
+    with torch.device("meta"):
+        ours = botvision.create_model(name)
+        theirs = timm.create_model(name.replace("botnet", "resnet"))
+    stem = sum(
+        p.numel() for n, p in theirs.named_parameters() if not n.startswith(("layer4.", "fc."))
+    )
+    first = 256 * 512 + 256 * 2048 + 2 * 2048  # into the block, and the shortcut past it
+    later = (blocks - 1) * 2048 * 512
+    norms = blocks * 2 * (512 + 512 + 2048)
+    c5 = first + later + blocks * 512 * 2048 + norms + attention_parameters((14, 7, 7)[:blocks])
+    assert sum(p.numel() for p in ours.parameters()) == stem + c5 + 2049 * 1000
+
+
+def test_blocks_of_a_named_model():
+    with torch.device("meta"):
+        model = botvision.create_model("botnet50", blocks=[1, 2])
+        scaled = botvision.create_model("botnet_t3", blocks=(-1,), se_in_bot=False)
+    attended = [isinstance(block.conv2, RelativeAttention2d) for block in model.layer4]
+    assert attended == [False, True, True]
+    assert [block.se is None for block in scaled.layer4] == [False] * 5 + [True]
+    with pytest.raises(UserError, match="botnet50: blocks is one or more of 0 to 2"):
+        botvision.create_model("botnet50", blocks=[3])
 
 
 def test_parameters_in_full():
@@ -62,9 +92,10 @@ def test_every_model_is_registered_with_timm(name):
     with torch.device("meta"):
         body = timm.create_model(name, features_only=True, **size)
         maps = body(torch.empty(1, 3, 96, 130))
+    channels = [64, 64, 128, 256, 2048] if name in SHALLOW else [64, 256, 512, 1024, 2048]
     stride = 16 if name.endswith("_s1") or name.startswith("botnet_t") else 32
     assert body.feature_info.reduction() == [2, 4, 8, 16, stride]
-    assert body.feature_info.channels() == [64, 256, 512, 1024, 2048]
+    assert body.feature_info.channels() == [m.shape[1] for m in maps] == channels
     assert [tuple(m.shape[-2:]) for m in maps] == [
         (-(-96 // s), -(-130 // s)) for s in (2, 4, 8, 16, stride)
     ]

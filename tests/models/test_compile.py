@@ -70,6 +70,33 @@ def test_one_exported_program_takes_any_size(position, table_resize):
     check_export(model(position=position, table_resize=table_resize).eval())
 
 
+def inserted(name):
+    made = create_model(name, layers=(1, 1, 2, 2), num_classes=10)
+    return made.to(memory_format=torch.channels_last)
+
+
+INSERTED = ["resnet50_bot_c4", "resnet50_nl_c4", "resnet50_nl_c4_value"]
+
+
+@pytest.mark.parametrize("name", INSERTED)
+def test_inserted_blocks_compile_and_export(name):
+    eager = inserted(name)
+    for block in eager.layer3:
+        for norm in (m for m in block.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            torch.nn.init.ones_(norm.weight)
+    compiled = torch.compile(eager, backend="aot_eager", fullgraph=True)
+    x = images(2, 3, 64, 64)
+    weight = eager.layer3[1].conv1.weight if "bot" in name else eager.layer3[1].t.weight
+    gradients = []
+    for run in (eager, compiled):
+        run(x).square().sum().backward()
+        gradients.append(weight.grad)
+        eager.zero_grad(set_to_none=True)
+    ours, theirs = gradients
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * ours.abs().max().item())
+    check_export(eager.eval())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("features_only", [False, True])
 def test_botnet50_exports(features_only):
@@ -80,7 +107,23 @@ def test_botnet50_exports(features_only):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_channels_last_all_the_way(impl, dtype):
     """Every layer hands on channels-last memory, gradients included."""
-    made = model(impl=impl).to(dtype).train()
+    formats = memory_formats(model(impl=impl).to(dtype).train(), dtype)
+    assert {"layer4.0.conv2", "layer4.1.conv2 gradient"} <= formats.keys()
+    assert [name for name, channels_last in formats.items() if not channels_last] == []
+
+
+@pytest.mark.parametrize("name", INSERTED)
+def test_inserted_blocks_keep_channels_last(name):
+    formats = memory_formats(inserted(name).train(), torch.float32)
+    block = "layer3.nl" if "nl" in name else "layer3.bot"
+    assert {block, f"{block} gradient"} <= formats.keys()
+    # The product of queries and keys hands the keys their gradient transposed.
+    formats.pop("layer3.nl.p gradient", None)
+    assert [name for name, channels_last in formats.items() if not channels_last] == []
+
+
+def memory_formats(made, dtype):
+    """Whether what each layer of a stage hands on, and its gradient, is channels-last."""
     formats = {}
 
     def look(name):
@@ -99,5 +142,4 @@ def test_channels_last_all_the_way(impl, dtype):
             module.register_forward_hook(look(name))
     out = made.forward_features(images(2, 3, 64, 96).to(dtype))
     out.backward(torch.randn_like(out))
-    assert {"layer4.0.conv2", "layer4.1.conv2 gradient"} <= formats.keys()
-    assert [name for name, channels_last in formats.items() if not channels_last] == []
+    return formats

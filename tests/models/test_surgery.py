@@ -127,3 +127,56 @@ def test_refuses_what_has_no_plain_bottlenecks(model):
 def test_refuses_other_strides():
     with pytest.raises(ValueError, match="stride is 1 or 2"):
         botvision.to_botnet(torchvision.models.resnet50(), stride=4)
+
+
+@pytest.mark.parametrize("source", RESNETS)
+@pytest.mark.parametrize("blocks", [(2,), (-1,), (1, 2), (0,), (0, -1)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_attention_in_some_blocks(source, blocks, stride):
+    """The others keep their convolution and its weight; maps and tables follow the strides."""
+    resnet = RESNETS[source]()
+    kernels = [block.conv2.weight.clone() for block in resnet.layer4]
+    model = botvision.to_botnet(resnet, (90, 135), blocks=blocks, stride=stride).eval()
+    attended = {index % 3 for index in blocks}
+    for index, block in enumerate(model.layer4):
+        if index in attended:
+            cells = (6, 9) if index == 0 or stride == 1 else (3, 5)
+            tables = block.conv2.pos_embed
+            assert tables.height_rel.shape[0] == 2 * cells[0] - 1
+            assert tables.width_rel.shape[0] == 2 * cells[1] - 1
+        else:
+            assert torch.equal(block.conv2.weight, kernels[index])
+    with torch.inference_mode():
+        shape = features(model, torch.randn(1, 3, 90, 135)).shape[-2:]
+    assert tuple(shape) == ((6, 9) if stride == 1 else (3, 5))
+
+
+@pytest.mark.parametrize("source", ["timm", "torchvision", "timm-d", "timm-blur"])
+def test_a_first_block_that_keeps_its_convolution_computes_what_it_did(source):
+    torch.manual_seed(0)
+    resnet = RESNETS[source]().eval()
+    x = torch.randn(1, 1024, 6, 9)
+    with torch.inference_mode():
+        want = resnet.layer4[0](x)
+        model = botvision.to_botnet(resnet, blocks=(1, 2), shortcut_activation=True)
+        torch.testing.assert_close(model.layer4[0](x), want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("source", RESNETS)
+def test_a_first_block_that_keeps_its_convolution_at_stride_1(source):
+    torch.manual_seed(0)
+    block = botvision.to_botnet(RESNETS[source](), blocks=(2,), stride=1).eval().layer4[0]
+    nn.init.normal_(block.bn3.weight)
+    x = torch.randn(1, 1024, 6, 9)
+    y = block.bn1(nn.functional.conv2d(x, block.conv1.weight)).relu()
+    y = block.bn2(nn.functional.conv2d(y, block.conv2.weight, padding=1)).relu()
+    y = block.bn3(nn.functional.conv2d(y, block.conv3.weight))
+    *_, kernel, norm = block.downsample
+    shortcut = norm(nn.functional.conv2d(x, kernel.weight))
+    torch.testing.assert_close(block(x), (y + shortcut).relu())
+
+
+@pytest.mark.parametrize("blocks", [(), (3,), (-4,), (0, 7)])
+def test_refuses_blocks_that_are_not_there(blocks):
+    with pytest.raises(ValueError, match="blocks is one or more of 0 to 2"):
+        botvision.to_botnet(torchvision.models.resnet50(), blocks=blocks)

@@ -46,11 +46,15 @@ def show_models(*, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in figures], indent=2))
         return
-    table = Table(caption="any model of timm also works as --model; evidence and doubts: --json")
-    table.add_column("model")
-    for heading in ("parameters", "multiply-adds", "px"):
+    table = Table(
+        caption="any model of timm also works as --model; evidence and doubts: --json",
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    table.add_column("model", no_wrap=True)
+    for heading in ("parameters", "multiply-\nadds", "px"):
         table.add_column(heading, justify="right")
-    for heading in ("the paper's", "multiply-adds", "top-1"):
+    for heading in ("the paper's", "multiply-\nadds", "top-1"):
         table.add_column(heading, justify="right")
     for row in figures:
         table.add_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from botvision.config import Norm
 from botvision.errors import UserError
 from botvision.models import BOTNETS, create_model
+from botvision.models.ablations import new_parts
 
 
 class PyramidBackbone(nn.Module):
@@ -40,7 +42,8 @@ class PyramidBackbone(nn.Module):
             image_size: side of the square input, pixels.
             channels: of every pyramid level.
             norm: ``"plain"`` batch norm, ``"sync"`` (the trainer synchronises it over processes),
-                or ``"frozen"`` (statistics and affine parameters stay as loaded).
+                or ``"frozen"`` (statistics and affine parameters stay as loaded, but for blocks
+                that an ImageNet ResNet does not have).
             model_args: further options of the model.
 
         Raises:
@@ -70,7 +73,11 @@ class PyramidBackbone(nn.Module):
                 "layout; give a convolutional model such as resnet50"
             )
         if norm == "frozen":
+            # Not in what an ImageNet ResNet lacks: zero scales would stay zero.
+            new = {name: copy.deepcopy(body.get_submodule(name)) for name in new_parts(body)}
             body = freeze_batch_norm_2d(body)  # type: ignore[no-untyped-call]
+            for name, part in new.items():
+                body.set_submodule(name, part)
         self.body = body
         norm_layer: Callable[..., nn.Module] | None = None if norm == "frozen" else nn.BatchNorm2d
         self.fpn = FeaturePyramidNetwork(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from botvision.errors import UserError
+from botvision.models.ablations import new_parts
 from botvision.models.weights import WeightsReport, load_tensors, read_weights, weights_file
 
 # Published with frozen batch norms that add no epsilon to the variance (torchvision's
@@ -94,11 +95,11 @@ def load_detector_weights(
     for name in own:
         if name.startswith(_BY_CLASS) and name in tensors:
             tensors[name] = _with_rows(own[name], tensors[name], rows, len(classes))
-    without_masks = not any(name.startswith("roi_heads.mask_") for name in tensors)
+    may_be_new = [f"backbone.body.{name}" for name in new_parts(detector.backbone.body)]
+    if not any(name.startswith("roi_heads.mask_") for name in tensors):
+        may_be_new += ["roi_heads.mask_head", "roi_heads.mask_predictor"]
     try:
-        report = load_tensors(
-            detector, tensors, file, may_be_new=("roi_heads.mask_",) if without_masks else ()
-        )
+        report = load_tensors(detector, tensors, file, may_be_new=may_be_new)
     except UserError as error:
         differing = _differing_settings(own, tensors)
         hint = f"; it was trained with {' '.join(differing)}" if differing else ""

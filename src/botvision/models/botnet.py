@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import timm
 from timm.layers.squeeze_excite import SEModule
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from botvision.attention import RelativeAttention2d
 from botvision.errors import UserError
+from botvision.models.ablations import Stage, insert_bot, insert_non_local
 from botvision.models.published import PUBLISHED
 from botvision.models.surgery import to_botnet
 
-_SURGERY = {
-    name
-    for name, parameter in inspect.signature(to_botnet).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-}
+
+def _options(function: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(function).parameters.items()
+    return {name for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 class BotNet(ResNet):
@@ -40,21 +42,50 @@ class BotNet(ResNet):
         **kwargs: Any,
     ) -> None:
         """Build the ResNet (last batch norm of each block zero, as in the paper) and operate."""
-        surgery = {name: kwargs.pop(name) for name in _SURGERY & kwargs.keys()}
+        surgery = {name: kwargs.pop(name) for name in _options(to_botnet) & kwargs.keys()}
         super().__init__(*args, **kwargs)
         to_botnet(self, img_size, **surgery)
         if not se_in_bot:
             blocks: Any = self.layer4
             for block in blocks:
-                block.se = None
+                if isinstance(block.conv2, RelativeAttention2d):
+                    block.se = None
+
+
+class InsertedBotNet(ResNet):
+    """timm's ResNet after :func:`insert_bot`; the options are those of both."""
+
+    def __init__(
+        self,
+        *args: Any,
+        stages: Sequence[Stage] = ("c4",),
+        img_size: int | tuple[int, int] = 224,
+        **kwargs: Any,
+    ) -> None:
+        """Build the ResNet and insert one block into each stage."""
+        options = {name: kwargs.pop(name) for name in _options(insert_bot) & kwargs.keys()}
+        super().__init__(*args, **kwargs)
+        insert_bot(self, stages, img_size, **options)
+
+
+class NonLocalResNet(ResNet):
+    """timm's ResNet after :func:`insert_non_local`; the options are those of both."""
+
+    def __init__(self, *args: Any, value: bool = False, **kwargs: Any) -> None:
+        """Build the ResNet and insert the block."""
+        super().__init__(*args, **kwargs)
+        insert_non_local(self, value=value)
 
 
 # Input sizes of section 4.8; all other models are trained at 224 px.
 _IMAGE_SIZES = {name: row.image_size for name, row in PUBLISHED.items()}
+# The models with position tables, made for an image size.
 BOTNETS = (
-    *("botnet50", "botnet101", "botnet152", "botnet200", "botnet50_s1"),
+    *("botnet18", "botnet34", "botnet50", "botnet101", "botnet152", "botnet200", "botnet50_s1"),
     *("botnet_t3", "botnet_t4", "botnet_t5", "botnet_t6", "botnet_t7_320", "botnet_t7"),
+    *("resnet50_bot_c4", "resnet50_bot_c4_c5"),
 )
+_NON_LOCAL = ("resnet50_nl_c4", "resnet50_nl_c4_value")
 _SENETS = ("senet50", "senet101", "senet152", "senet350")
 
 default_cfgs = generate_default_cfgs(
@@ -71,7 +102,7 @@ default_cfgs = generate_default_cfgs(
             "classifier": "fc",
             "paper_ids": "arXiv:2101.11605",
         }
-        for name in BOTNETS + _SENETS
+        for name in BOTNETS + _NON_LOCAL + _SENETS
     }
 )
 
@@ -98,10 +129,32 @@ def _create(
             "as the paper does: --weights FILE, or botvision.load_weights(model, FILE)"
         )
     model_args = {"block": Bottleneck, **paper_args, **kwargs}
-    if issubclass(network, BotNet):
+    if name in BOTNETS:
         model_args.setdefault("img_size", _IMAGE_SIZES.get(name, 224))
-    model: nn.Module = build_model_with_cfg(network, name, pretrained, **model_args)
+    try:
+        model: nn.Module = build_model_with_cfg(network, name, pretrained, **model_args)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
     return model
+
+
+# The ResNet-18 and 34 of the paper's first version: basic blocks, and in c5 BoT bottlenecks.
+_SHALLOW = {"block": (BasicBlock, BasicBlock, BasicBlock, Bottleneck)}
+
+
+@register_model
+def botnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 with BoT bottleneck blocks, 256 to 2048 channels, in c5 (paper, first version).
+
+    Its results could not be had.
+    """
+    return _create("botnet18", pretrained, {**_SHALLOW, "layers": (2, 2, 2, 2)}, kwargs)
+
+
+@register_model
+def botnet34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-34 with BoT bottleneck blocks in c5, as :func:`botnet18`."""
+    return _create("botnet34", pretrained, {**_SHALLOW, "layers": (3, 4, 6, 3)}, kwargs)
 
 
 @register_model
@@ -176,6 +229,45 @@ def botnet_t7(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _botnet_t("botnet_t7", pretrained, (3, 4, 23, 12), kwargs)
 
 
+@register_model
+def resnet50_bot_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 and one BoT block inserted into c4 (paper, Table 7).
+
+    43.7 box and 38.9 mask AP on COCO (ResNet-50: 42.1 and 37.7), 36 epochs at 1024 px with jitter
+    [0.8, 1.25].
+    """
+    return _create("resnet50_bot_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs, InsertedBotNet)
+
+
+@register_model
+def resnet50_bot_c4_c5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 and two BoT blocks, one inserted into c4 and one into c5 (paper, Table 7).
+
+    44.9 box and 39.7 mask AP in the setting of :func:`resnet50_bot_c4`.
+    """
+    paper_args = {"layers": (3, 4, 6, 3), "stages": ("c4", "c5")}
+    return _create("resnet50_bot_c4_c5", pretrained, paper_args, kwargs, InsertedBotNet)
+
+
+@register_model
+def resnet50_nl_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 and one Non-Local block inserted into c4 (paper, Table 7).
+
+    43.1 box and 38.4 mask AP in the setting of :func:`resnet50_bot_c4`.
+    """
+    return _create("resnet50_nl_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs, NonLocalResNet)
+
+
+@register_model
+def resnet50_nl_c4_value(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 and one Non-Local block with a value projection in c4 (paper, first version).
+
+    43.3 box and 38.6 mask AP in the setting of :func:`resnet50_bot_c4`.
+    """
+    paper_args = {"layers": (3, 4, 6, 3), "value": True}
+    return _create("resnet50_nl_c4_value", pretrained, paper_args, kwargs, NonLocalResNet)
+
+
 def _senet(
     name: str, pretrained: bool, layers: tuple[int, ...], kwargs: dict[str, Any]
 ) -> nn.Module:
@@ -227,11 +319,12 @@ def create_model(
         num_classes: outputs of the classifier.
         image_size: pixels, (H, W) or one number; what the position tables are made for. Models
             that take any size ignore it.
-        **kw: passed on to the model: for the paper's models the options of :func:`to_botnet` and
-            of timm's ``ResNet``, and timm's ``features_only=True``.
+        **kw: passed on to the model: for the paper's models the options of :func:`to_botnet`,
+            :func:`insert_bot` or :func:`insert_non_local` and of timm's ``ResNet``, and timm's
+            ``features_only=True``.
 
     Raises:
-        UserError: no such model, or no weights for it.
+        UserError: no such model, no weights for it, or one of the paper's models refuses an option.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):

@@ -1,7 +1,8 @@
-"""An ImageNet ResNet's weights into everything but the attention (paper, section 4.1)."""
+"""An ImageNet ResNet's weights into everything but what is new (paper, section 4.1)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from botvision.attention.position import (
     resize_relative,
 )
 from botvision.errors import UserError
+from botvision.models.ablations import new_parts
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,10 @@ def _fetched(name: str) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     """Load a ResNet of timm or torchvision into a backbone with the same body.
 
-    The attention stays as it was drawn where the file has none, and so does a classifier of another
-    size. Position tables for another image size are resized by the layer's ``table_resize``. Every
-    other tensor of the model must be in the file with its shape.
+    The attention stays as it was drawn where the file has none, and so do a classifier of another
+    size, an inserted block, and the c5 of ``botnet18`` and ``botnet34``, of which a ResNet-18 or 34
+    has nothing. Position tables for another image size are resized by the layer's
+    ``table_resize``. Every other tensor of the model must be in the file with its shape.
 
     Args:
         model: a BoTNet or ResNet, whole or ``features_only``.
@@ -115,11 +118,11 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
 
 
 def load_tensors(
-    model: nn.Module, tensors: dict[str, Tensor], file: Path, *, may_be_new: tuple[str, ...] = ()
+    model: nn.Module, tensors: dict[str, Tensor], file: Path, *, may_be_new: Sequence[str] = ()
 ) -> WeightsReport:
     """Load what :func:`read_weights` read from ``file``; see :func:`load_weights`.
 
-    ``may_be_new``: tensors whose names begin so may be missing too.
+    ``may_be_new`` names further modules that the file may lack.
     """
     attention = tuple(
         f"{name}." for name, m in model.named_modules() if isinstance(m, RelativeAttention2d)
@@ -127,9 +130,15 @@ def load_tensors(
     own = model.state_dict()
     resized = _resize_tables(model, tensors)
     fits = {n: tensors[n] for n in own if n in tensors and tensors[n].shape == own[n].shape}
-    new = [n for n in own if n not in fits and not n.endswith("num_batches_tracked")]
     head = getattr(model, "default_cfg", {}).get("classifier", "fc")
-    missing = [n for n in new if not n.startswith((*attention, f"{head}.", *may_be_new))]
+    parts = tuple(f"{name}." for name in (*new_parts(model), head, *may_be_new))
+    for part in parts:
+        body = [n for n in own if n.startswith(part) and not n.startswith(attention)]
+        if not all(n in fits or n.endswith("num_batches_tracked") for n in body):
+            # All or nothing: in c5 a basic block has batch norms named and shaped as ours.
+            fits = {n: t for n, t in fits.items() if not n.startswith(part)}
+    new = [n for n in own if n not in fits and not n.endswith("num_batches_tracked")]
+    missing = [n for n in new if not n.startswith((*attention, *parts))]
     if missing:
         name = missing[0]
         found = f"is {tuple(tensors[name].shape)} there" if name in tensors else "is not there"
@@ -139,7 +148,7 @@ def load_tensors(
         )
     model.load_state_dict(fits, strict=False)
     ignored = [n for n in tensors if n not in fits and not n.endswith("num_batches_tracked")]
-    return WeightsReport(file, list(fits), resized, new, ignored)
+    return WeightsReport(file, list(fits), [n for n in resized if n in fits], new, ignored)
 
 
 def _resize_tables(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
