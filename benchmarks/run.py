@@ -93,6 +93,12 @@ def evaluation() -> None:
     subprocess.run([*script, "--json", RESULTS / "evaluation-cpu.json"], cwd=ROOT, check=True)
 
 
+def detection(device: str) -> None:
+    """What the attention costs in the training of a detector, beside torchvision's detector."""
+    script = [sys.executable, "benchmarks/detection.py", "--device", device]
+    subprocess.run([*script, "--json", RESULTS / f"detection-{device}.json"], cwd=ROOT, check=True)
+
+
 def plan(device: str) -> dict[str, Callable[[], None]]:
     """What is measured on a device, and how."""
     few, many = (1, 8) if device == "cpu" else (8, 128)
@@ -104,6 +110,9 @@ def plan(device: str) -> dict[str, Callable[[], None]]:
         f"botnet50 and resnet50 at 224 px, batch {many}": partial(models, device, 224, many),
         f"botnet_t7 at 384 px and EfficientNet-B7 at 600 px, batch {few}": partial(
             efficientnet, device, few
+        ),
+        "training steps of Mask R-CNN at 1024 px, ours and torchvision's": partial(
+            detection, device
         ),
     }
     if device == "cuda":

@@ -16,6 +16,7 @@ Norm = Literal["plain", "sync", "frozen"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "16"]
 Compute = Literal["32", "bf16", "16"]
+Strategy = Literal["ddp", "fsdp"]
 Mode = Literal["forward", "train"]
 TableResize = Literal["slice", "interpolate"]
 
@@ -102,6 +103,8 @@ class TrainConfig:
         device: "auto", "cpu", "cuda" or "mps".
         devices: processes on this machine, each with a device of its own.
         nodes: machines.
+        strategy: of several processes: "ddp" has the whole model in each, "fsdp" shares its
+            weights, gradients and momentum out among them.
         precision: "32", "bf16" or "16" (automatic mixed precision); "auto" is bf16 on
             CUDA and on CPUs with AMX.
         compile: run the model, of a detector the backbone, through torch.compile.
@@ -140,6 +143,7 @@ class TrainConfig:
     device: Device = "auto"
     devices: int = 1
     nodes: int = 1
+    strategy: Strategy = "ddp"
     precision: Precision = "auto"
     compile: bool = False
     workers: int = -1

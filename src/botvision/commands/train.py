@@ -114,9 +114,9 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         say(f"stopped at step {stop}: {config.patience} evaluations without a better one")
     if evaluation is not None and evaluation.step != stop:
         trainer.validate(job.module, job.val_loader, verbose=False)
+    if evaluation is None:
+        save_model(run.weights, job.model, job.card, writes=run.writes)
     if rank == 0:
-        if evaluation is None:
-            save_model(run.weights, job.model, job.card)
         job.report(run, console)
         if steps:
             plot_curves(run.events, run.plots)
@@ -145,6 +145,11 @@ def _resolve(config: TrainConfig) -> TrainConfig:
         )
     if config.devices * config.nodes > 1 and config.out is None:
         raise UserError("several processes have to agree on the run folder: give --out")
+    if config.strategy == "fsdp" and (config.ema_decay or config.precision == "16"):
+        raise UserError(
+            "--strategy fsdp: keeps no moving average of the weights and scales no float16 "
+            "gradients; leave out --ema-decay, give --precision bf16 or 32, or use ddp"
+        )
     device = resolve_device(config.device)
     if config.norm == "sync" and device != "cuda":
         raise UserError(

@@ -70,8 +70,8 @@ class ClassificationSetup:
             def on_metrics(step: int, metrics: Metrics, best: bool) -> None:
                 run.log("eval", step, **{k: v for k, v in metrics.items() if k != "per_class"})
                 run.write_metrics({"step": step, "split": self.held_out, **metrics})
-                if best and rank == 0:
-                    save_model(run.weights, model, card)
+                if best:
+                    save_model(run.weights, model, card, writes=run.writes)
 
             evaluation = ClassEvaluation(names, on_metrics=on_metrics)
             val_loader = eval_loader(

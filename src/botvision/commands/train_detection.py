@@ -86,8 +86,8 @@ class DetectionSetup:
             def on_metrics(step: int, metrics: Metrics, best: bool) -> None:
                 run.log("eval", step, **{k: v for k, v in metrics.items() if k != "per_class"})
                 run.write_metrics({"step": step, "split": "val", "images": len(val), **metrics})
-                if best and rank == 0:
-                    save_model(run.weights, detector, card)
+                if best:
+                    save_model(run.weights, detector, card, writes=run.writes)
 
             evaluation = CocoEvaluation(
                 val,

@@ -146,7 +146,16 @@ def eval_loader(
     rank: int = 0,
     processes: int = 1,
 ) -> DataLoader[Any]:
-    """Every image once, over all processes: process ``rank`` has every ``processes``-th."""
+    """Every image once, over all processes: process ``rank`` has every ``processes``-th.
+
+    Raises:
+        UserError: there are fewer images than processes.
+    """
+    if len(dataset) < processes:  # type: ignore[arg-type]
+        raise UserError(
+            f"{len(dataset)} images to evaluate for {processes} processes; add images, or give "  # type: ignore[arg-type]
+            "fewer --devices"
+        )
     return DataLoader(
         dataset,
         batch_size=batch_size,

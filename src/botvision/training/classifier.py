@@ -14,6 +14,7 @@ from botvision.data.classes import ClassBatch
 from botvision.errors import UserError
 from botvision.training.optimizer import make_optimizer, seed_batch
 from botvision.training.saved import ClassifierCard
+from botvision.training.sharding import shard_if_wanted
 
 
 class ClassifierInference(L.LightningModule):
@@ -57,6 +58,10 @@ class ClassifierModule(ClassifierInference):
                 label_smoothing=config.smoothing,
                 num_classes=len(card.classes),
             )
+
+    def configure_model(self) -> None:
+        """Share the model out among the processes, if that is wanted."""
+        shard_if_wanted(self, self.model, self.config)
 
     def on_train_batch_start(self, batch: ClassBatch, batch_idx: int) -> None:
         """Seed what is random in the step, so that a resumed run draws alike."""

@@ -14,6 +14,7 @@ from botvision.config import TrainConfig
 from botvision.data.loading import Batch
 from botvision.errors import UserError
 from botvision.training.optimizer import make_optimizer, seed_batch
+from botvision.training.sharding import shard_if_wanted
 
 
 class DetectorInference(L.LightningModule):
@@ -51,6 +52,10 @@ class DetectorModule(DetectorInference):
         self.frozen = list(frozen)
         for part in self.frozen:
             part.requires_grad_(False)
+
+    def configure_model(self) -> None:
+        """Share the detector out among the processes, if that is wanted."""
+        shard_if_wanted(self, self.detector, self.config)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what is random inside the model by the step, so that a resumed run draws alike."""

@@ -28,6 +28,7 @@ from botvision.data.categories import Categories
 from botvision.detection import build_detector
 from botvision.errors import UserError
 from botvision.models import create_model
+from botvision.training.sharding import whole_tensors
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,15 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
 ModelCard = DetectorCard | ClassifierCard
 
 
-def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write the weights as safetensors, the card as JSON in the file's metadata."""
+def save_model(path: Path, model: nn.Module, card: ModelCard, *, writes: bool = True) -> None:
+    """Write the weights as safetensors, the card as JSON in the file's metadata.
+
+    Of several processes all have to call this, and one ``writes``.
+    """
     text = json.dumps({"version": botvision.__version__, **asdict(card)})
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in whole_tensors(model).items()}
+    if not writes:
+        return
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"botvision": text})
     temporary.replace(path)

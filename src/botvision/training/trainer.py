@@ -19,11 +19,13 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichProgressBar,
 )
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from botvision.config import Device, Precision, TrainConfig
 from botvision.errors import UserError
 from botvision.training.callbacks import ProgressLines, ends_inside_a_step
 from botvision.training.run import RunFolder
+from botvision.training.sharding import WholeEvaluation
 
 # What an evaluation logs for early stopping: its main metric, larger being better.
 SCORE = "score"
@@ -139,6 +141,17 @@ class _LastCheckpoint(Callback):
         trainer.save_checkpoint(self.run.checkpoint)
 
 
+def _strategy(config: TrainConfig) -> str | Strategy:
+    processes = config.devices * config.nodes
+    if processes == 1:
+        return "auto"
+    if config.strategy == "ddp":
+        return "ddp"
+    return ModelParallelStrategy(
+        data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+
+
 def training_trainer(
     config: TrainConfig, run: RunFolder, steps: int, callbacks: Sequence[Callback]
 ) -> L.Trainer:
@@ -158,7 +171,7 @@ def training_trainer(
         accelerator="gpu" if config.device == "cuda" else config.device,
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
+        strategy=_strategy(config),
         precision=_PRECISIONS[config.precision],
         max_epochs=-1,
         max_steps=steps,
@@ -174,6 +187,7 @@ def training_trainer(
         enable_progress_bar=sys.stderr.isatty(),
         callbacks=[
             *callbacks,
+            WholeEvaluation(),
             # After the evaluation, which logs what it watches.
             *(
                 [EarlyStopping(SCORE, patience=config.patience, mode="max")]
