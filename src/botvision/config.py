@@ -17,6 +17,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "16"]
 Compute = Literal["32", "bf16", "16"]
 Mode = Literal["forward", "train"]
+MaskFormat = Literal["rle", "polygon"]
 TableResize = Literal["slice", "interpolate"]
 
 

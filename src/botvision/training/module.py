@@ -8,35 +8,42 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
 
-from botvision.config import TrainConfig
-from botvision.data.loading import Batch
+from botvision.config import DetectionConfig
+from botvision.data.loading import Batch, EvalBatch
+from botvision.data.views import Views
 from botvision.errors import UserError
+from botvision.training.inference import detect
 from botvision.training.optimizer import make_optimizer, seed_batch
 
 
 class DetectorInference(L.LightningModule):
     """A detector under Lightning's validation loop."""
 
-    def __init__(self, detector: nn.Module) -> None:
-        """Take the detector."""
+    def __init__(self, detector: FasterRCNN, views: Views, *, batch_size: int = 1) -> None:
+        """Take the detector, how it looks at an image, and the views it sees at once."""
         super().__init__()
         self.detector = detector
+        self.views = views
+        self.batch_size = batch_size
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Detect: {"detections": one dict an image}, boxes in pixels of the images as they came."""
-        return {"detections": self.detector(batch[0])}
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
+        """Detect: {"detections": one dict an image}, as :func:`detect` gives them."""
+        images, _ = batch
+        found = detect(self.detector, images, self.views, batch_size=self.batch_size)
+        return {"detections": found}
 
 
 class DetectorModule(DetectorInference):
     """A detector in training: losses, the stop on a non-finite one, optimiser and schedule."""
 
     def __init__(
-        self, detector: nn.Module, config: TrainConfig, steps: int, file_of: Mapping[int, str]
+        self, detector: FasterRCNN, config: DetectionConfig, steps: int, file_of: Mapping[int, str]
     ) -> None:
         """Take the detector, the settings, the run's steps, and the images' files by id."""
-        super().__init__(detector)
+        super().__init__(detector, Views(config.image_size))
         self.config = config
         self.steps = steps
         self.file_of = file_of
