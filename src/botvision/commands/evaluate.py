@@ -18,6 +18,7 @@ from botvision.errors import UserError
 from botvision.evaluation.callback import CocoEvaluation
 from botvision.evaluation.coco import Metrics
 from botvision.evaluation.report import print_metrics, write_results
+from botvision.training.inference import limit_detections
 from botvision.training.module import DetectorInference
 from botvision.training.run import RunFolder
 from botvision.training.saved import ClassifierCard, load_model
@@ -100,6 +101,9 @@ def evaluate(
         )
     assert isinstance(detector, FasterRCNN)
     refuse_flags(run, "classifiers", image_size=image_size, table_resize=table_resize)
+    limit_detections(
+        detector, 0.001 if score_threshold is None else score_threshold, max_detections
+    )
     views = Views(card.image_size, flip, (1.0,) if scales is None else tuple(scales), tile)
     batch_size = 1 if batch_size is None else batch_size
     if batch_size < 1:
@@ -111,11 +115,6 @@ def evaluate(
         raise UserError(f"--split {split}: {data} has only {', '.join(splits)}")
     coco = load_split(splits[split])
     console.print(coco.summary(), highlight=False, soft_wrap=True)
-    if max_detections is not None:
-        if max_detections < 1:
-            raise UserError(f"--max-detections {max_detections}: give at least 1")
-        detector.roi_heads.detections_per_img = max_detections
-    detector.roi_heads.score_thresh = 0.001 if score_threshold is None else score_threshold
     evaluation = CocoEvaluation(
         coco,
         card.categories,

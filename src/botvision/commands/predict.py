@@ -22,7 +22,7 @@ from botvision.data.views import Views
 from botvision.errors import UserError
 from botvision.evaluation.coco import image_results, mask_polygons
 from botvision.files import write_text
-from botvision.training.inference import detect
+from botvision.training.inference import detect, limit_detections
 from botvision.training.saved import ClassifierCard, load_model
 from botvision.training.trainer import resolve_device
 from botvision.visualize.overlays import draw_instances
@@ -118,11 +118,8 @@ def predict(
         assert isinstance(model, FasterRCNN)
         if card.task == "detection":
             refuse_flags(run, "segmentation models", mask_format=mask_format)
-        if max_detections is not None:
-            if max_detections < 1:
-                raise UserError(f"--max-detections {max_detections}: give at least 1")
-            model.roi_heads.detections_per_img = max_detections
-        model.roi_heads.score_thresh = 0.5 if score_threshold is None else score_threshold
+        threshold = 0.5 if score_threshold is None else score_threshold
+        limit_detections(model, threshold, max_detections)
         views = Views(card.image_size, flip, (1.0,) if scales is None else tuple(scales), tile)
         folder.mkdir(parents=True, exist_ok=True)
         listed = _predict_instances(

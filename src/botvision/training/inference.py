@@ -23,6 +23,24 @@ Detection = dict[str, Tensor]
 _BORDER = 1 / 64
 
 
+def limit_detections(
+    detector: FasterRCNN, score_threshold: float, max_detections: int | None
+) -> None:
+    """Set from which score on, and how many, detections are kept of an image and of each view.
+
+    Raises:
+        UserError: a threshold outside [0, 1], or less than one detection; None leaves the
+            detector's own number.
+    """
+    if not 0 <= score_threshold <= 1:
+        raise UserError(f"--score-threshold {score_threshold:g}: give a number from 0 to 1")
+    if max_detections is not None:
+        if max_detections < 1:
+            raise UserError(f"--max-detections {max_detections}: give at least 1")
+        detector.roi_heads.detections_per_img = max_detections
+    detector.roi_heads.score_thresh = score_threshold
+
+
 @torch.inference_mode()
 def detect(
     detector: FasterRCNN, images: Sequence[Image.Image], views: Views, *, batch_size: int = 1
