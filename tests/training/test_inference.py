@@ -118,6 +118,14 @@ def test_one_view_is_what_the_detector_finds(untrained):
     torch.testing.assert_close(got["boxes"], want["boxes"] * scale, rtol=1e-6, atol=0)
 
 
+def test_what_one_view_gives_is_left_as_it_is():
+    finder = Finder(64)
+    finder.roi_heads.nms_thresh = 0.0
+    finder.roi_heads.detections_per_img = 1
+    (got,) = detect(finder, [picture(64, 64, (5, 5, 20, 20), (9, 9, 30, 30))], Views(64))
+    assert located(got) == {2: [9, 9, 30, 30], 1: [5, 5, 20, 20]}
+
+
 def test_an_image_does_not_depend_on_its_batch(untrained):
     images = [noise(150, 100), noise(40, 70, 1), noise(64, 64, 2)]
     views = Views(64, flip=True, scales=(1.0, 1.5))
@@ -197,8 +205,8 @@ def test_tiles_find_what_a_border_cuts_and_what_no_tile_holds():
 
 
 def test_a_box_at_the_border_of_the_image_stays():
-    boxes = [(0, 40, 7, 50), (93, 0, 100, 7), (40, 93, 50, 100)]
-    (got,) = detect(Finder(64), [picture(100, 100, *boxes)], Views(64, tile=64, flip=True))
+    boxes = [(0, 40, 7, 50), (113, 0, 120, 7), (40, 93, 50, 100)]
+    (got,) = detect(Finder(64), [picture(120, 100, *boxes)], Views(64, tile=64, flip=True))
     assert located(got) == {n + 1: list(box) for n, box in enumerate(boxes)}
 
 

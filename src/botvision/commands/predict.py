@@ -152,7 +152,10 @@ def _opened(images: list[Path], unread: list[UserError]) -> Iterator[_Opened]:
 def _read_ahead(
     images: Iterable[_Opened], batch_size: int, views: Views | None = None
 ) -> Iterator[list[_Opened]]:
-    """As many images together as fill a batch, with views of them: of a tiled image itself."""
+    """The images in lists that fill a batch: with ``views``, by their views.
+
+    So that no more large images are held than are needed: one with many tiles is alone.
+    """
     batch: list[_Opened] = []
     seen = 0
     for path, image in images:
