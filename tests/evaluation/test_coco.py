@@ -143,9 +143,10 @@ def test_absent_area_and_iscrowd_are_filled_in(tmp_path):
     assert coco_metrics(load_ground_truth(file), results, masks=True) == want
 
 
-def test_masks_are_pasted_as_torchvision_pastes_them():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_are_pasted_as_torchvision_pastes_them(dtype):
     generator = torch.Generator().manual_seed(0)
-    masks = torch.rand(5, 1, 28, 28, generator=generator)
+    masks = torch.rand(5, 1, 28, 28, generator=generator).to(dtype)
     # Over the image's border on all sides: 90 x 110 pixels.
     corners = torch.tensor([[-3.0, -7], [20, 30], [70, 60], [101, 81], [110, 90]])
     boxes = torch.cat([corners, corners + 5 + 40 * torch.rand(5, 2, generator=generator)], 1)

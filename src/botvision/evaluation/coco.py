@@ -79,7 +79,7 @@ def _paste(
     resized = F.interpolate(padded, size=shape, mode="bilinear", align_corners=False)[0, 0]
     left, right = max(x0, 0), min(x1 + 1, size[1])
     top, bottom = max(y0, 0), min(y1 + 1, size[0])
-    return top, left, resized[top - y0 : bottom - y0, left - x0 : right - x0].numpy()
+    return top, left, resized[top - y0 : bottom - y0, left - x0 : right - x0].float().numpy()
 
 
 def image_results(

@@ -61,7 +61,7 @@ def detect(
     Returns:
         For each image, on the CPU, ``boxes`` (n, 4) float64, xyxy in pixels of the image,
         ``labels`` (n,) int64, ``scores`` (n,) float32, and of a segmentation model ``masks``
-        (n, 1, 28, 28) float32, probabilities inside the box.
+        (n, 1, 28, 28), probabilities inside the box in the precision that the model ran in.
 
     Raises:
         UserError: the backbone takes no larger canvas than its own, which a scale calls for.
