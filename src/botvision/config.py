@@ -18,6 +18,7 @@ Precision = Literal["auto", "32", "bf16", "16"]
 Compute = Literal["32", "bf16", "16"]
 Strategy = Literal["ddp", "fsdp"]
 Mode = Literal["forward", "train"]
+MaskFormat = Literal["rle", "polygon"]
 TableResize = Literal["slice", "interpolate"]
 
 

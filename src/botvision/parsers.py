@@ -17,6 +17,7 @@ from botvision.config import (
     DetectionConfig,
     DetectorConfig,
     Device,
+    MaskFormat,
     Mode,
     TableResize,
     TrainConfig,
@@ -158,6 +159,25 @@ def _add_device(parser: Parser) -> None:
     parser.add_argument("--device", type=Device, default="auto", help="auto, cpu, cuda or mps")
 
 
+def _add_views(parser: Parser) -> None:
+    parser.add_argument(
+        "--flip", action="store_true", help="of a detector: look at every image mirrored, too"
+    )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        help="of a detector: look at every image at these shares of its image size: 0.75 1 1.25",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="of a detector: besides the whole image look at overlapping tiles of so many of its "
+        "pixels a side, each at the model's image size",
+    )
+
+
 def eval_parser() -> Parser:
     """``botvision eval``."""
     parser = Parser(description="Metrics of a run on a data set: COCO's, or accuracy.")
@@ -169,8 +189,11 @@ def eval_parser() -> Parser:
         "--max-detections", type=int, help="kept an image (100 in COCO; more for crowded images)"
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.001, help="0.05 in the paper's code base"
+        "--score-threshold",
+        type=float,
+        help="of a detector: 0.001 by default; 0.05 in the paper's code base",
     )
+    _add_views(parser)
     parser.add_argument(
         "--image-size", type=int, help="of a classifier: pixels, by default the run's"
     )
@@ -179,7 +202,9 @@ def eval_parser() -> Parser:
         type=TableResize,
         help="of a classifier: how position tables fit another size: slice or interpolate",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="of a classifier")
+    parser.add_argument(
+        "--batch-size", type=int, help="images at once, of a detector also views: 32, of it 1"
+    )
     parser.add_argument("--workers", type=int, default=-1, help="processes that load; -1 chooses")
     parser.add_argument("--out", type=Path, help="where to write; the run folder by default")
     _add_device(parser)
@@ -191,8 +216,21 @@ def predict_parser() -> Parser:
     parser = Parser(description="Detect or classify: pictures of it and a JSON file.")
     parser.add_argument("run", type=Path, help="run folder or best.safetensors")
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="draw and list from it")
-    parser.add_argument("--max-detections", type=int, help="kept an image")
+    parser.add_argument(
+        "--score-threshold", type=float, help="of a detector: draw and list from it, 0.5 by default"
+    )
+    parser.add_argument(
+        "--max-detections", type=int, help="of a detector: kept an image; by default the run's"
+    )
+    _add_views(parser)
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="images, or views of them, at once"
+    )
+    parser.add_argument(
+        "--mask-format",
+        type=MaskFormat,
+        help="of a segmentation model: rle, by default, or polygon: outer contours, no holes",
+    )
     parser.add_argument("--out", type=Path, help="where to write; RUN/predictions by default")
     _add_device(parser)
     return parser

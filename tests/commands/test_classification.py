@@ -138,6 +138,43 @@ def test_predict_lists_the_best_classes_and_draws_a_sheet(run, data, tmp_path, c
     assert f"{images[0]}: {listed[0]['classes'][0]['class']}" in capsys.readouterr().out
 
 
+def test_the_batch_does_not_change_the_classes(run, data, tmp_path, capsys):
+    found = []
+    for batch_size in ("1", "3"):
+        out = tmp_path / batch_size
+        folders = [str(data / "val" / name) for name in ("red", "blue")]
+        main(["predict", str(run), *folders, "--out", str(out), "--batch-size", batch_size])
+        found.append(json.loads((out / "predictions.json").read_text()))
+        assert "images per second (reading and classifying)" in capsys.readouterr().out
+    assert len(found[0]) > 4
+    for one, three in zip(*found, strict=True):
+        assert one["file"] == three["file"]
+        assert [c["class"] for c in one["classes"]] == [c["class"] for c in three["classes"]]
+        want = [c["probability"] for c in one["classes"]]
+        assert [c["probability"] for c in three["classes"]] == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--flip"],
+        ["--scales", "1"],
+        ["--tile", "512"],
+        ["--score-threshold", "0"],
+        ["--max-detections", "5"],
+        ["--mask-format", "rle"],
+    ],
+)
+def test_a_detectors_flag_is_refused(run, data, capsys, flags):
+    commands = [["predict", str(run), str(data / "val" / "red")], ["eval", str(run), str(data)]]
+    for command in commands[: 1 if flags[0] == "--mask-format" else 2]:
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, *flags])
+        assert stopped.value.code == 2
+        line = f"{flags[0]}: is for detectors alone, which {run} is not; leave it out"
+        assert line in capsys.readouterr().err
+
+
 def test_predict_agrees_with_eval(run, data, tmp_path):
     main(["eval", str(run), str(data), "--out", str(tmp_path), "--device", "cpu"])
     per_class = json.loads((tmp_path / "metrics.json").read_text())["per_class"]

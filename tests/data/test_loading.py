@@ -6,12 +6,13 @@ from PIL import Image
 
 from botvision.data.coco import find_splits, load_split
 from botvision.data.loading import (
-    FittedImages,
     StepBatches,
+    WholeImages,
     collate,
     draw_images,
     eval_loader,
     fit_image,
+    to_tensor,
     worker_count,
 )
 from botvision.errors import UserError
@@ -49,15 +50,20 @@ def test_evaluation_gives_every_image_once_in_order(tiny_data):
     data = load_split(find_splits(tiny_data)["val"])
     loaded = [
         pair
-        for batch in eval_loader(FittedImages(data, 96), collate, batch_size=3)
+        for batch in eval_loader(WholeImages(data), collate, batch_size=3)
         for pair in zip(*batch, strict=True)
     ]
-    assert [int(t["image_id"]) for _, t in loaded] == data.annotations.image_ids.tolist()
-    image, target = loaded[0]
-    assert image.shape == (3, 96, 96)
-    assert target["original_size"].tolist() == [64, 64]
-    want = Image.open(data.image_path(0)).resize((96, 96), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(want))
+    assert [image_id for _, image_id in loaded] == data.annotations.image_ids.tolist()
+    for index, (image, _) in enumerate(loaded):
+        want = Image.open(data.image_path(index))
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(want))
+
+
+def test_fitting_is_pillows_resizing(tiny_data):
+    image = Image.open(tiny_data / "val" / "000000.jpg")
+    want = image.resize((96, 96), Image.Resampling.BILINEAR)
+    got = to_tensor(fit_image(image, 96))
+    np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), np.asarray(want))
 
 
 def test_workers():

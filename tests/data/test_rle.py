@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as oracle
 
-from botvision.data.rle import decode_columns, run_lengths
+from botvision.data.rle import decode_columns, encode_patch, run_lengths
 
 
 def random_masks():
@@ -41,6 +41,22 @@ def test_columns_are_those_of_the_whole_mask():
 def test_other_text_is_an_error(counts):
     with pytest.raises(ValueError):
         run_lengths(counts)
+
+
+def test_patches_are_encoded_as_the_oracle_encodes_the_whole_mask():
+    rng = np.random.default_rng(0)
+    for patch in random_masks():
+        (top, left), (below, right) = rng.integers(0, 4, (2, 2)).tolist()
+        whole = np.pad(patch, ((top, below), (left, right)))
+        want = oracle.encode(np.asfortranarray(whole))
+        got = encode_patch(patch.astype(bool), top, left, whole.shape)
+        assert got == {"size": list(whole.shape), "counts": want["counts"].decode()}
+
+
+def test_a_patch_without_pixels_is_an_empty_mask():
+    for shape in ((0, 3), (3, 0)):
+        got = encode_patch(np.zeros(shape, bool), 2, 1, (5, 4))
+        np.testing.assert_array_equal(oracle.decode(got), np.zeros((5, 4)))
 
 
 def test_no_text_is_no_run():

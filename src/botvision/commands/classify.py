@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ from botvision.visualize.classes import draw_confusion, draw_predictions
 
 TOP = 5
 _SHEET_IMAGES = 24
+
+
+def refuse_flags(run: Path, kind: str, **flags: object) -> None:
+    """Raise UserError if a flag is given that means something for ``kind`` alone, not for ``run``.
+
+    None and False are a flag that is not given.
+    """
+    for name, value in flags.items():
+        if value is not None and value is not False:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: is for {kind} alone, which {run} is not; leave it out")
 
 
 def evaluate_classifier(
@@ -110,18 +122,21 @@ def write_class_report(run: RunFolder, evaluation: ClassEvaluation) -> None:
 
 def classifier(
     model: nn.Module, card: ClassifierCard, device: Device
-) -> Callable[[Image.Image], list[dict[str, Any]]]:
-    """What gives an image's best classes: ``class`` and ``probability``, the best first."""
+) -> Callable[[Sequence[Image.Image]], list[list[dict[str, Any]]]]:
+    """What gives images' best classes: ``class`` and ``probability``, the best first."""
     module = ClassifierInference(model, card).to(device)
     transform = eval_transform(card.image_size, card.crop_share)
     names = readable_names(card.classes)
 
-    def classify(image: Image.Image) -> list[dict[str, Any]]:
+    def classify(images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
+        seen = torch.stack([transform(image) for image in images]).to(device)
         with torch.inference_mode():
-            logits = module.validation_step((transform(image)[None].to(device), torch.empty(0)), 0)
-            best = logits.softmax(dim=-1)[0].topk(min(TOP, len(names)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [{"class": names[index], "probability": p} for index, p in pairs]
+            logits = module.validation_step((seen, torch.empty(0)), 0)
+            best = logits.softmax(dim=-1).topk(min(TOP, len(names)))
+        return [
+            [{"class": names[i], "probability": p} for i, p in zip(*row, strict=True)]
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
 
     return classify
 
@@ -129,7 +144,7 @@ def classifier(
 def predict_classes(
     model: nn.Module,
     card: ClassifierCard,
-    images: Iterable[tuple[Path, Image.Image]],
+    batches: Iterable[list[tuple[Path, Image.Image]]],
     folder: Path,
     device: Device,
     console: Console,
@@ -138,15 +153,25 @@ def predict_classes(
     classify = classifier(model, card, device)
     listed: list[dict[str, Any]] = []
     shown: list[Image.Image] = []
-    for path, image in images:
-        best = classify(image)
-        size = {"width": image.width, "height": image.height}
-        listed.append({"file": str(path), **size, "classes": best})
-        if len(shown) < _SHEET_IMAGES:
-            shown.append(image)
-        text = ", ".join(f"{c['class']} {c['probability']:.1%}" for c in best[:2])
-        console.print(f"{path}: {text}", highlight=False, soft_wrap=True)
+    start = time.perf_counter()
+    for batch in batches:
+        found = classify([image for _, image in batch])
+        for (path, image), best in zip(batch, found, strict=True):
+            size = {"width": image.width, "height": image.height}
+            listed.append({"file": str(path), **size, "classes": best})
+            if len(shown) < _SHEET_IMAGES:
+                shown.append(image)
+            text = ", ".join(f"{c['class']} {c['probability']:.1%}" for c in best[:2])
+            console.print(f"{path}: {text}", highlight=False, soft_wrap=True)
     if shown:
+        print_rate(console, len(listed), time.perf_counter() - start, "reading and classifying")
         top = [[(c["class"], c["probability"]) for c in row["classes"]] for row in listed]
         draw_predictions(shown, top[: len(shown)], folder / "predictions.png")
     return listed
+
+
+def print_rate(console: Console, images: int, seconds: float, what: str) -> None:
+    """Say how many images a second went through ``what``."""
+    console.print(
+        f"{images / seconds:.3g} images per second ({what})", highlight=False, soft_wrap=True
+    )

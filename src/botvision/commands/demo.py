@@ -13,7 +13,7 @@ from rich.console import Console
 from torchvision.models.detection import FasterRCNN
 
 from botvision.attention import RelativeAttention2d
-from botvision.commands.predict import detect, draw_results
+from botvision.commands.predict import draw_results
 from botvision.commands.train import train
 from botvision.config import DetectionConfig
 from botvision.data.coco import CocoData, find_splits, load_split
@@ -21,6 +21,9 @@ from botvision.data.images import open_image
 from botvision.data.jitter import View
 from botvision.data.loading import fit_image, to_tensor
 from botvision.data.sources import open_data
+from botvision.data.views import Views
+from botvision.evaluation.coco import image_results
+from botvision.training.inference import detect
 from botvision.training.run import RunFolder
 from botvision.training.saved import DetectorCard, load_model
 from botvision.visualize.attention import attention_figure
@@ -86,7 +89,9 @@ def _overlays(
         [names[int(annotations.category_ids[row])] for row in rows],
         masks=masks.astype(bool),
     )
-    results = detect(detector, image, card.image_size, score_threshold=0.5)
+    detector.roi_heads.score_thresh = 0.5
+    (found,) = detect(detector, [image], Views(card.image_size))
+    results = image_results(found, 0, (image.height, image.width))
     plain = draw_instances(image, [], [])
     return [plain, truth, draw_results(image, results, card.categories)]
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from torch.utils.data import Subset
 from torchvision.models.detection import FasterRCNN
 
-from botvision.commands.classify import evaluate_classifier
+from botvision.commands.classify import evaluate_classifier, refuse_flags
 from botvision.config import Device, TableResize
 from botvision.data.coco import find_splits, load_split
-from botvision.data.loading import FittedImages, collate, draw_images, eval_loader, worker_count
+from botvision.data.loading import WholeImages, collate, draw_images, eval_loader, worker_count
 from botvision.data.sources import open_data
+from botvision.data.views import Views
 from botvision.errors import UserError
 from botvision.evaluation.callback import CocoEvaluation
 from botvision.evaluation.coco import Metrics
 from botvision.evaluation.precision_recall import write_precision_recall
 from botvision.evaluation.report import print_limit, print_metrics, write_results
+from botvision.training.inference import limit_detections
 from botvision.training.module import DetectorInference
 from botvision.training.run import RunFolder
 from botvision.training.saved import ClassifierCard, load_model
@@ -32,10 +35,13 @@ def evaluate(
     split: str | None = None,
     limit: int | None = None,
     max_detections: int | None = None,
-    score_threshold: float = 0.001,
+    score_threshold: float | None = None,
+    flip: bool = False,
+    scales: Sequence[float] | None = None,
+    tile: int | None = None,
     image_size: int | None = None,
     table_resize: TableResize | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     device: Device = "auto",
     workers: int = -1,
     out: Path | None = None,
@@ -54,24 +60,37 @@ def evaluate(
         split: by default ``val``, else ``test``, else the only one.
         limit: images to evaluate, drawn at random but always the same; all by default.
         max_detections: kept an image; the run's own number by default.
-        score_threshold: detections below it are dropped. COCO's metrics rank all detections, so
-            the default is lower than for use; the paper's code base evaluates at 0.05, which the
-            evaluations during training keep.
+        score_threshold: a detector's detections below it are dropped; 0.001 by default. COCO's
+            metrics rank all detections, so that is lower than for use; the paper's code base
+            evaluates at 0.05, which the evaluations during training keep.
+        flip: a detector also sees every view mirrored.
+        scales: at which a detector sees the images, as shares of its image size; 1 by default.
+        tile: of this many pixels a side are the tiles that a detector sees besides the image.
         image_size: at which a classifier sees the images; its own by default.
         table_resize: how a classifier's position tables fit that; its own way by default.
-        batch_size: of a classifier.
+        batch_size: images at once, of a detector also views; 32 by default, of a detector 1.
         device: where to run.
         workers: processes that load images; -1 chooses.
         out: folder to write to; the run folder by default.
         console: where to say what happens; the terminal by default.
 
     Raises:
-        UserError: no such run, data or split, not one class in common, or a limit below 1.
+        UserError: no such run, data or split, not one class in common, a limit below 1, or an
+            argument that means nothing for this kind of model.
     """
     console = console or Console()
     device = resolve_device(device)
     detector, card = load_model(run)
     if isinstance(card, ClassifierCard):
+        refuse_flags(
+            run,
+            "detectors",
+            max_detections=max_detections,
+            score_threshold=score_threshold,
+            flip=flip,
+            scales=scales,
+            tile=tile,
+        )
         return evaluate_classifier(
             detector,
             card,
@@ -81,13 +100,21 @@ def evaluate(
             limit=limit,
             image_size=image_size,
             table_resize=table_resize,
-            batch_size=batch_size,
+            batch_size=32 if batch_size is None else batch_size,
             device=device,
             workers=workers,
             out=out,
             console=console,
         )
     assert isinstance(detector, FasterRCNN)
+    refuse_flags(run, "classifiers", image_size=image_size, table_resize=table_resize)
+    limit_detections(
+        detector, 0.001 if score_threshold is None else score_threshold, max_detections
+    )
+    views = Views(card.image_size, flip, (1.0,) if scales is None else tuple(scales), tile)
+    batch_size = 1 if batch_size is None else batch_size
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: give at least 1")
     splits = find_splits(open_data(data))
     if split is None:
         split = next(name for name in ("val", "test", *splits) if name in splits)
@@ -97,11 +124,6 @@ def evaluate(
     console.print(coco.summary(), highlight=False, soft_wrap=True)
     chosen = draw_images(len(coco), limit)
     print_limit(console, len(chosen), len(coco))
-    if max_detections is not None:
-        if max_detections < 1:
-            raise UserError(f"--max-detections {max_detections}: give at least 1")
-        detector.roi_heads.detections_per_img = max_detections
-    detector.roi_heads.score_thresh = score_threshold
     evaluation = CocoEvaluation(
         coco,
         card.categories,
@@ -112,13 +134,13 @@ def evaluate(
     if str(evaluation.labels):
         console.print(str(evaluation.labels), highlight=False, soft_wrap=True)
     loader = eval_loader(
-        Subset(FittedImages(coco, card.image_size), chosen),
+        Subset(WholeImages(coco), chosen),
         collate,
-        batch_size=1,
+        batch_size=batch_size,
         workers=worker_count(workers, device != "cpu"),
     )
     evaluation_trainer(device, [evaluation]).validate(
-        DetectorInference(detector), loader, verbose=False
+        DetectorInference(detector, views, batch_size=batch_size), loader, verbose=False
     )
     folder = RunFolder(out or (run if run.is_dir() else run.parent))
     write_results(folder.predictions, evaluation.results)

@@ -10,7 +10,7 @@ from rich.console import Console
 from botvision.config import DetectionConfig
 from botvision.data.coco import CocoDataset, find_splits, load_split, merge_categories
 from botvision.data.jitter import LargeScaleJitter
-from botvision.data.loading import FittedImages, collate, eval_loader, worker_count
+from botvision.data.loading import WholeImages, collate, eval_loader, worker_count
 from botvision.data.sources import open_data
 from botvision.detection.weights import load_detector_weights
 from botvision.errors import UserError
@@ -97,7 +97,7 @@ class DetectionSetup:
                 on_metrics=on_metrics,
             )
             val_loader = eval_loader(
-                FittedImages(val, config.image_size),
+                WholeImages(val),
                 collate,
                 batch_size=1,
                 workers=worker_count(config.workers, config.device != "cpu"),

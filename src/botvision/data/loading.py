@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from botvision.data.coco import CocoData
 from botvision.data.images import open_image
-from botvision.data.jitter import View
+from botvision.data.views import Views
 from botvision.errors import UserError
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+# Whole images as PIL has them, and their ids.
+EvalBatch = tuple[list[Image.Image], list[int]]
+_Image = TypeVar("_Image")
+_Target = TypeVar("_Target")
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
@@ -75,37 +79,29 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             yield keys
 
 
-class FittedImages(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Whole images as a detector sees them: the longer side resized to ``size``, nothing cut.
+class WholeImages(Dataset[tuple[Image.Image, int]]):
+    """The RGB images of a split as they are in their files, each with its id."""
 
-    An item is a uint8 image (3, h, w) and a dict of int64 ``image_id`` () and ``original_size``
-    (2,): height and width of the file's image, for which results are wanted.
-    """
-
-    def __init__(self, data: CocoData, size: int) -> None:
-        """Take a split and the longer side in pixels."""
-        self.data, self.size = data, size
+    def __init__(self, data: CocoData) -> None:
+        """Take a split."""
+        self.data = data
 
     def __len__(self) -> int:
         """Count the images."""
         return len(self.data)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Read and fit one image; raises UserError as ``open_image``."""
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Read one image; raises UserError as ``open_image``."""
         annotations = self.data.annotations
         width, height = annotations.sizes[index].tolist()
         image = open_image(self.data.image_path(index), (width, height))
-        return to_tensor(fit_image(image, self.size)), {
-            "image_id": torch.tensor(annotations.image_ids[index]),
-            "original_size": torch.tensor([height, width]),
-        }
+        return image, int(annotations.image_ids[index])
 
 
 def fit_image(image: Image.Image, size: int) -> Image.Image:
     """Resize so that the longer side has ``size`` pixels, as the jitter does at scale 1."""
-    scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return View((0, 0, image.width, image.height), height, width).image(image)
+    (whole,) = Views(size).of(*image.size)
+    return whole.image(image)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -113,7 +109,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
+def collate(samples: list[tuple[_Image, _Target]]) -> tuple[list[_Image], list[_Target]]:
     """Lists, since images and instances differ in size and number."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)

@@ -1,12 +1,13 @@
-"""COCO's compressed run-length encoding of masks, decoded only where it is needed.
+"""COCO's compressed run-length encoding of masks, read and written only where there is an object.
 
-The libraries decode whole masks: for 400 small objects in an image of 1400 pixels that takes most
-of a second, and a few columns of each a few hundredths.
+The libraries take whole masks: to decode 400 small objects in an image of 1400 pixels takes most of
+a second, and a few columns of each a few hundredths.
 """
 
 from typing import Any
 
 import numpy as np
+from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 
@@ -43,3 +44,24 @@ def decode_columns(rle: dict[str, Any], start: int, stop: int) -> NDArray[np.uin
     runs = np.diff(np.clip(ends, 0, (stop - start) * height), prepend=0)
     pixels = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
     return pixels.reshape(stop - start, height).T
+
+
+def encode_patch(
+    patch: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]
+) -> dict[str, Any]:
+    """The RLE of a mask that is False but for `patch` (h, w), which begins at `top` and `left`.
+
+    `size` is the mask's height and width; `counts` is a str.
+    """
+    height, width = size
+    closed = np.pad(patch.T.astype(np.int8), ((0, 0), (1, 1)))
+    columns, rows = np.nonzero(np.diff(closed, axis=1))
+    changes, times = np.unique((left + columns) * height + top + rows, return_counts=True)
+    # What changes twice does not: a run down to the last row goes on in the next column.
+    runs = np.diff(changes[times == 1], prepend=0, append=height * width)
+    used = runs[:-1] if runs[-1] == 0 else runs
+    counts = coco_mask.frPyObjects({"size": [*size], "counts": used.tolist()}, *size)["counts"]
+    return {
+        "size": [*size],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 
 from botvision.data.categories import Categories
 from botvision.data.coco import CocoData
-from botvision.data.loading import Batch
+from botvision.data.loading import EvalBatch
 from botvision.evaluation.coco import Metrics, coco_metrics, image_results, load_ground_truth
 from botvision.evaluation.labels import LabelMap
 from botvision.evaluation.precision_recall import PrecisionRecall
@@ -63,17 +63,13 @@ class CocoEvaluation(Callback):
         trainer: L.Trainer,
         module: L.LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: EvalBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Bring a batch's detections to the size of the files' images and to COCO's format."""
-        for image, target, detection in zip(*batch, outputs["detections"], strict=True):
-            height, width = target["original_size"].tolist()
-            seen = torch.tensor([image.shape[-1], image.shape[-2]])
-            scale = torch.tensor([width, height]) / seen
-            size = (height, width)
-            for result in image_results(detection, int(target["image_id"]), scale, size):
+        """Bring a batch's detections to COCO's format."""
+        for image, image_id, detection in zip(*batch, outputs["detections"], strict=True):
+            for result in image_results(detection, image_id, (image.height, image.width)):
                 category = self.labels.category_of.get(result["category_id"])
                 if category is not None:
                     self.results.append({**result, "category_id": category})

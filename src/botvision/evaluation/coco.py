@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from contourpy import FillType, contour_generator
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
+from botvision.data.rle import encode_patch
 from botvision.evaluation.precision_recall import PrecisionRecall
 
 Metrics = dict[str, Any]
@@ -29,31 +33,71 @@ def encode_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> dict[str, A
         box: (4,) xyxy in pixels of the image.
         size: height and width of the image.
     """
-    pasted = paste_masks_in_image(mask[None], box[None], size)[0, 0] > 0.5
-    rle = coco_mask.encode(np.asfortranarray(pasted.numpy().view(np.uint8)))
-    return {"size": list(size), "counts": _text(rle["counts"])}
+    top, left, pasted = _paste(mask, box, size)
+    return encode_patch(pasted > 0.5, top, left, size)
 
 
-def _text(counts: bytes | str) -> str:
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts
+def mask_polygons(mask: Tensor, box: Tensor, size: tuple[int, int]) -> list[list[float]]:
+    """One mask of a detector as COCO's polygons: its outer contours, without its holes.
+
+    COCO's polygons cannot express a hole; RLE can. A contour runs where the probability between
+    the pixels' centres is one half.
+
+    Args:
+        mask: (1, 28, 28) probabilities inside the box.
+        box: (4,) xyxy in pixels of the image.
+        size: height and width of the image.
+
+    Returns:
+        A list x, y, x, y, ... for each part, in pixels of the image, whose edges are 0 and the
+        width or height; to a hundredth. No part where no probability is above one half.
+    """
+    top, left, pasted = _paste(mask, box, size)
+    closed = np.pad(pasted, 1)
+    height, width = closed.shape
+    # Of the padded patch the first pixel's centre is half a pixel outside it.
+    x, y = left - 0.5 + np.arange(width), top - 0.5 + np.arange(height)
+    contours: Any = contour_generator(x, y, closed, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
+    limits = np.array(size[::-1])
+    return [
+        # The outer contour comes first, and its last point is its first.
+        np.clip(points[: offsets[1] - 1], 0, limits).round(2).ravel().tolist()
+        for points, offsets in zip(*contours, strict=True)
+    ]
+
+
+def _paste(
+    mask: Tensor, box: Tensor, size: tuple[int, int]
+) -> tuple[int, int, NDArray[np.float32]]:
+    """Top and left in the image, and the probabilities there: what torchvision pastes.
+
+    Its ``paste_masks_in_image`` gives the whole image, mostly zeros: of a large image hundreds of
+    megabytes for every mask.
+    """
+    padded, scale = expand_masks(mask[None], 1)
+    x0, y0, x1, y1 = expand_boxes(box[None], scale)[0].to(torch.int64).tolist()
+    shape = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
+    resized = F.interpolate(padded, size=shape, mode="bilinear", align_corners=False)[0, 0]
+    left, right = max(x0, 0), min(x1 + 1, size[1])
+    top, bottom = max(y0, 0), min(y1 + 1, size[0])
+    return top, left, resized[top - y0 : bottom - y0, left - x0 : right - x0].float().numpy()
 
 
 def image_results(
-    detection: Mapping[str, Tensor], image_id: int, scale: Tensor, size: tuple[int, int]
+    detection: Mapping[str, Tensor], image_id: int, size: tuple[int, int]
 ) -> list[dict[str, Any]]:
     """The detections of one image in COCO's result format, with labels for category ids.
 
-    Masks are pasted and encoded one at a time, so memory holds one full-size mask.
+    Masks are pasted and encoded one at a time, so memory holds one at its full size.
 
     Args:
-        detection: boxes (n, 4) xyxy in pixels of the image as the detector saw it, labels (n,),
-            scores (n,), and masks (n, 1, 28, 28) for a segmentation model.
+        detection: boxes (n, 4) xyxy in pixels of the image, labels (n,), scores (n,), and masks
+            (n, 1, 28, 28) for a segmentation model; on the CPU.
         image_id: of the annotation file.
-        scale: (2,) what brings x and y of the seen image to the file's image.
-        size: height and width of the file's image.
+        size: height and width of the image.
     """
-    boxes = detection["boxes"].cpu().double() * scale.double().repeat(2)
-    masks = detection["masks"].cpu() if "masks" in detection else None
+    boxes = detection["boxes"]
+    masks = detection.get("masks")
     results = []
     for i, (label, score) in enumerate(
         zip(detection["labels"].tolist(), detection["scores"].tolist(), strict=True)

@@ -9,10 +9,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
 
-from botvision.config import TrainConfig
-from botvision.data.loading import Batch
+from botvision.config import DetectionConfig
+from botvision.data.loading import Batch, EvalBatch
+from botvision.data.views import Views
 from botvision.errors import UserError
+from botvision.training.inference import detect
 from botvision.training.optimizer import make_optimizer, seed_batch
 from botvision.training.sharding import shard_if_wanted
 
@@ -20,14 +23,18 @@ from botvision.training.sharding import shard_if_wanted
 class DetectorInference(L.LightningModule):
     """A detector under Lightning's validation loop."""
 
-    def __init__(self, detector: nn.Module) -> None:
-        """Take the detector."""
+    def __init__(self, detector: FasterRCNN, views: Views, *, batch_size: int = 1) -> None:
+        """Take the detector, how it looks at an image, and the views it sees at once."""
         super().__init__()
         self.detector = detector
+        self.views = views
+        self.batch_size = batch_size
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Detect: {"detections": one dict an image}, boxes in pixels of the images as they came."""
-        return {"detections": self.detector(batch[0])}
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
+        """Detect: {"detections": one dict an image}, as :func:`detect` gives them."""
+        images, _ = batch
+        found = detect(self.detector, images, self.views, batch_size=self.batch_size)
+        return {"detections": found}
 
 
 class DetectorModule(DetectorInference):
@@ -35,8 +42,8 @@ class DetectorModule(DetectorInference):
 
     def __init__(
         self,
-        detector: nn.Module,
-        config: TrainConfig,
+        detector: FasterRCNN,
+        config: DetectionConfig,
         steps: int,
         file_of: Mapping[int, str],
         frozen: Iterable[nn.Module] = (),
@@ -45,7 +52,7 @@ class DetectorModule(DetectorInference):
 
         ``frozen``: parts that keep their weights, and their batch norms the statistics.
         """
-        super().__init__(detector)
+        super().__init__(detector, Views(config.image_size))
         self.config = config
         self.steps = steps
         self.file_of = file_of
