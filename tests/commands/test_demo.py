@@ -31,7 +31,7 @@ def test_a_complete_run_is_drawn_again(tiny_run, tiny_data, tmp_path, capsys):
 
 def test_attention_weights_are_those_of_the_first_layer(tiny_run):
     detector, card = load_model(tiny_run)
-    image = Image.effect_noise((card.image_size, 48), 80).convert("RGB")
+    image = torch.randint(0, 256, (3, 48, card.image_size), dtype=torch.uint8)
     weights = attention_weights(detector, image)
     side = card.image_size // 16
     assert weights.shape == (4, side, side, side, side)

@@ -12,7 +12,6 @@ from botvision.data.loading import (
     draw_images,
     eval_loader,
     fit_image,
-    to_tensor,
     worker_count,
 )
 from botvision.errors import UserError
@@ -41,9 +40,9 @@ def test_the_order_is_the_seeds():
 
 
 def test_fitting_keeps_the_aspect_ratio():
-    assert fit_image(Image.new("RGB", (200, 100)), 64).size == (64, 32)
-    assert fit_image(Image.new("RGB", (30, 60)), 120).size == (60, 120)
-    assert fit_image(Image.new("RGB", (1000, 1)), 64).size == (64, 1)
+    assert fit_image(Image.new("RGB", (200, 100)), 64).shape == (3, 32, 64)
+    assert fit_image(Image.new("RGB", (30, 60)), 120).shape == (3, 120, 60)
+    assert fit_image(Image.new("RGB", (1000, 1)), 64).shape == (3, 1, 64)
 
 
 def test_evaluation_gives_every_image_once_in_order(tiny_data):
@@ -62,7 +61,7 @@ def test_evaluation_gives_every_image_once_in_order(tiny_data):
 def test_fitting_is_pillows_resizing(tiny_data):
     image = Image.open(tiny_data / "val" / "000000.jpg")
     want = image.resize((96, 96), Image.Resampling.BILINEAR)
-    got = to_tensor(fit_image(image, 96))
+    got = fit_image(image, 96)
     np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), np.asarray(want))
 
 

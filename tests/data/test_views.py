@@ -74,7 +74,7 @@ def test_a_tile_is_the_pixels_of_the_image():
     pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
     for view in Views(40, tile=40).of(100, 60)[1:]:
         left, top, right, bottom = view.box
-        seen = np.asarray(view.image(Image.fromarray(pixels)))
+        seen = view.image(Image.fromarray(pixels)).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(seen, pixels[top:bottom, left:right])
 
 

@@ -1,6 +1,7 @@
 """A detector's start: torchvision's detectors, earlier ones, backbones; what came from where."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import timm
@@ -19,13 +20,22 @@ from botvision.config import DetectorConfig
 from botvision.detection import build_detector
 from botvision.detection.weights import load_detector_weights
 from botvision.errors import UserError
+from botvision.parsers import parse_train
 
 COCO = tuple(
     name for name in MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:] if name != "N/A"
 )
-V1 = DetectorConfig(score_threshold=0.0)
-V2 = DetectorConfig(score_threshold=0.0, rpn_convs=2, box_convs=4, head_norm=True)
 SIZE = 128
+
+
+def recipe(version):
+    """Norm and detector of the recipe for torchvision's first or second version."""
+    config = parse_train(["shapes", "--recipe", f"finetune_v{version}"])[0]
+    assert (config.model, config.weights) == ("resnet50", NAMES[version])
+    return {"norm": config.norm, "config": replace(config.detector, score_threshold=0.0)}
+
+
+NAMES = {1: "maskrcnn_resnet50_fpn", 2: "maskrcnn_resnet50_fpn_v2"}
 
 
 def randomise(model):
@@ -78,10 +88,7 @@ def test_the_resnet_twin_takes_all_of_torchvisions_and_detects_the_same(version,
     file = tmp_path / "maskrcnn_resnet50_fpn_coco-0.pth"
     file = file if version == 1 else tmp_path / "v2.pth"
     torch.save(state, file)
-    norm = "frozen" if version == 1 else "plain"
-    ours = build_detector(
-        "resnet50", len(COCO), SIZE, norm=norm, config=V1 if version == 1 else V2
-    ).eval()
+    ours = build_detector("resnet50", len(COCO), SIZE, **recipe(version)).eval()
     report = load_detector_weights(ours, file, COCO)
     assert report.tensors.new == report.tensors.ignored == report.new == report.unused == []
     assert report.kept == list(COCO)
@@ -107,7 +114,7 @@ def test_the_resnet_twin_takes_all_of_torchvisions_and_detects_the_same(version,
 
 def test_a_botnet_takes_all_but_the_attention(tmp_path):
     torch.save(theirs(2).state_dict(), tmp_path / "v2.pth")
-    ours = build_detector("botnet50", 80, SIZE, config=V2)
+    ours = build_detector("botnet50", 80, SIZE, **recipe(2))
     report = load_detector_weights(ours, tmp_path / "v2.pth", COCO)
     assert all(".layer4." in n and ".conv2." in n for n in report.tensors.new)
     assert len(report.tensors.new) == 9

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from botvision.evaluation.classification import ClassEvaluation, write_confusion
+from botvision.training.trainer import SCORE
 
 TRAINER = SimpleNamespace(global_step=5)
-MODULE = SimpleNamespace(device=torch.device("cpu"))
+LOGGED = {}
+MODULE = SimpleNamespace(
+    device=torch.device("cpu"), log=lambda name, value, **options: LOGGED.update({name: value})
+)
 
 
 def evaluate(logits, labels, classes, cuts=(7, 11)):
@@ -67,6 +71,7 @@ def test_metrics_are_their_formulas(classes):
         assert count == ((labels == true) & (order[:, 0] == predicted)).sum()
     assert got.metrics["images_per_second"] > 0
     assert got.step == 5
+    assert LOGGED[SCORE] == got.metrics["top1"]  # what early stopping watches
 
 
 def test_a_second_run_forgets_the_first():

@@ -245,8 +245,8 @@ def test_one_mask_is_pasted_at_a_time_and_runs_of_pixels_are_kept(monkeypatch):
         "masks": torch.ones(9, 1, 28, 28),
     }
     results = image_results(detection, 7, (900, 1100))
-    # The box and a pixel of the mask's padding around it, not the image.
-    assert len(shapes) == 9 and shapes[0] == (620, 310)
+    # The box with a cell of padding, 30 / 28 of it, not the image.
+    assert shapes == [(621, 311)] * 9
     # Two numbers a column of the box.
     assert all(len(result["segmentation"]["counts"]) < 6 * 310 for result in results)
 

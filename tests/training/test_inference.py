@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from botvision.config import DetectorConfig
-from botvision.data.loading import fit_image, to_tensor
+from botvision.data.loading import fit_image
 from botvision.data.views import Views
 from botvision.detection import build_detector
 from botvision.errors import UserError
@@ -107,7 +107,7 @@ def noise(width, height, seed=0):
 def test_one_view_is_what_the_detector_finds(untrained):
     image = noise(150, 100)
     with torch.inference_mode():
-        (want,) = untrained([to_tensor(fit_image(image, 64))])
+        (want,) = untrained([fit_image(image, 64)])
     (got,) = detect(untrained, [image], Views(64))
     assert len(got["boxes"]) > 5
     for name in ("labels", "scores", "masks"):

@@ -20,7 +20,7 @@ from botvision.data.classes import ClassData, ClassDataset, eval_transform, trai
 from botvision.data.coco import CocoData, CocoDataset
 from botvision.data.images import open_image
 from botvision.data.jitter import LargeScaleJitter
-from botvision.data.loading import fit_image, to_tensor
+from botvision.data.loading import fit_image
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def bench_coco(
 
     def plain() -> None:
         for path in paths:
-            to_tensor(fit_image(open_image(path), image_size))
+            fit_image(open_image(path), image_size)
 
     runs = {
         "torchvision's transforms.v2": lambda: [theirs(i) for i in indices],

@@ -19,7 +19,7 @@ from botvision.config import DetectionConfig
 from botvision.data.coco import CocoData, find_splits, load_split
 from botvision.data.images import open_image
 from botvision.data.jitter import View
-from botvision.data.loading import fit_image, to_tensor
+from botvision.data.loading import fit_image
 from botvision.data.sources import open_data
 from botvision.data.views import Views
 from botvision.evaluation.coco import image_results
@@ -100,10 +100,10 @@ def _attention(detector: FasterRCNN, card: DetectorCard, data: CocoData, index: 
     """What the cells at the centres of the largest objects take from the whole picture."""
     fitted = fit_image(open_image(data.image_path(index)), card.image_size)
     canvas = Image.new("RGB", (card.image_size, card.image_size))
-    canvas.paste(fitted)
+    canvas.paste(Image.fromarray(fitted.permute(1, 2, 0).numpy()))
     annotations = data.annotations
     rows = slice(annotations.first[index], annotations.first[index + 1])
-    boxes = annotations.boxes[rows] * (fitted.width / int(annotations.sizes[index][0]))
+    boxes = annotations.boxes[rows] * (fitted.shape[-1] / int(annotations.sizes[index][0]))
     names = dict(zip(card.categories.ids, card.categories.names, strict=True))
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     largest = areas.argsort()[::-1][:_QUERIES_SHOWN]
@@ -115,7 +115,7 @@ def _attention(detector: FasterRCNN, card: DetectorCard, data: CocoData, index: 
     )
 
 
-def attention_weights(detector: FasterRCNN, image: Image.Image) -> NDArray[np.float32]:
+def attention_weights(detector: FasterRCNN, image: torch.Tensor) -> NDArray[np.float32]:
     """The first attention layer's weights for one image as the detector sees it.
 
     Returns:
@@ -126,7 +126,7 @@ def attention_weights(detector: FasterRCNN, image: Image.Image) -> NDArray[np.fl
     inputs: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     with torch.inference_mode():
-        detector([to_tensor(image)])
+        detector([image])
         handle.remove()
         weights: NDArray[np.float32] = layer.probabilities(inputs[0])[0].numpy()
     return weights

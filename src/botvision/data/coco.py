@@ -213,7 +213,7 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         target = {"image_id": torch.tensor(a.image_ids[index])}
         rng = np.random.default_rng((self.seed, epoch, index))
         view = self.jitter.sample(rng, height, width)
-        image = view.image(image)
+        pixels = view.image(image)
         boxes = view.boxes(a.boxes[a.first[index] : a.first[index + 1]])
         visible = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
         kept = np.flatnonzero(visible)
@@ -226,7 +226,6 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             target["masks"] = torch.from_numpy(masks)
         target["boxes"] = torch.from_numpy(boxes[kept].astype(np.float32))
         target["labels"] = torch.from_numpy(self._labels[rows])
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels, target
 
 

@@ -98,15 +98,10 @@ class WholeImages(Dataset[tuple[Image.Image, int]]):
         return image, int(annotations.image_ids[index])
 
 
-def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the longer side has ``size`` pixels, as the jitter does at scale 1."""
+def fit_image(image: Image.Image, size: int) -> Tensor:
+    """Resize so that the longer side has ``size`` pixels: uint8 (3, h, w)."""
     (whole,) = Views(size).of(*image.size)
     return whole.image(image)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 (3, h, w)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def collate(samples: list[tuple[_Image, _Target]]) -> tuple[list[_Image], list[_Target]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import torch
 import torchvision
 from safetensors import safe_open
 from torch import Tensor
@@ -114,7 +115,7 @@ def load_detector_weights(
 
 def _published(name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Classes and COCO weights of one of torchvision's detectors, from its cache or fetched."""
-    weights: Any = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    weights: Any = torchvision.models.get_model_weights(name).DEFAULT
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError) as error:
@@ -156,11 +157,10 @@ def _with_rows(own: Tensor, theirs: Tensor, rows: dict[int, int], classes: int) 
     per_class = len(own) // (classes + 1)
     if own.shape[1:] != theirs.shape[1:] or len(theirs) % per_class:
         return theirs
-    merged = own.clone().unflatten(0, (-1, per_class))
-    theirs = theirs.unflatten(0, (-1, per_class))
+    merged = list(own.split(per_class))
     for their_label, label in {0: 0, **rows}.items():
-        merged[label] = theirs[their_label]
-    return merged.flatten(0, 1)
+        merged[label] = theirs.split(per_class)[their_label]
+    return torch.cat(merged)
 
 
 def _differing_settings(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:

@@ -12,7 +12,6 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import batched_nms
 
 from botvision.data.jitter import View
-from botvision.data.loading import to_tensor
 from botvision.data.views import Views
 from botvision.errors import UserError
 
@@ -75,7 +74,7 @@ def detect(
     for canvas, group in by_canvas.items():
         for first in range(0, len(group), batch_size):
             batch = group[first : first + batch_size]
-            pixels = [to_tensor(view.image(images[i])).to(device) for i, view in batch]
+            pixels = [view.image(images[i]).to(device) for i, view in batch]
             for (i, view), detection in zip(batch, _run(detector, pixels, canvas), strict=True):
                 found[i].append(_in_image(detection, view, images[i].size))
     heads = detector.roi_heads

@@ -25,7 +25,7 @@ def shard_if_wanted(module: L.LightningModule, model: nn.Module, config: TrainCo
     if config.strategy != "fsdp" or alone or isinstance(model, FSDPModule):
         return
     if config.norm == "sync":  # which Lightning does for its other strategies
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     # Sharding takes weights of this format alone; maps stay channels-last.
     model.to(memory_format=torch.contiguous_format)
     assert module.device_mesh is not None
