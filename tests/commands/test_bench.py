@@ -9,18 +9,9 @@ from PIL import Image
 from botvision.cli import main
 from botvision.commands import bench
 from class_files import write_classes
+from commandline import fail
 
 TINY = ["attention", "--dim", "16", "--heads", "2", "--seconds", "0.001", "--device", "cpu"]
-
-
-def fail(capsys, *arguments):
-    """The one line on standard error of a command that fails with status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main(["bench", *map(str, arguments)])
-    assert stopped.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_attention_prints_saves_and_draws(capsys, monkeypatch, tmp_path):
@@ -108,7 +99,7 @@ def test_models(capsys, tmp_path):
 )
 def test_wrong_input_is_one_line(capsys, arguments, message):
     device = ["--device", "cpu"] if len(arguments) > 1 else []
-    assert message in fail(capsys, *arguments, *device)
+    assert message in fail(capsys, "bench", *arguments, *device)
 
 
 def test_data_pipelines_are_timed_side_by_side(capsys, tmp_path, tiny_data):
@@ -135,5 +126,5 @@ def test_data_that_cannot_be_read_is_one_line(capsys, tmp_path):
     classes = write_classes(tmp_path / "classes")
     for file in (classes / "train").rglob("*.png"):
         file.write_bytes(b"no image")
-    assert "cannot be read as an image" in fail(capsys, "data", classes)
-    assert "--images 0" in fail(capsys, "data", classes, "--images", 0)
+    assert "cannot be read as an image" in fail(capsys, "bench", "data", classes)
+    assert "--images 0" in fail(capsys, "bench", "data", classes, "--images", 0)

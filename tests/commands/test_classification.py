@@ -21,6 +21,7 @@ from botvision.parsers import parse_train, recipe_names
 from botvision.training.optimizer import make_optimizer
 from botvision.training.saved import ClassifierCard
 from class_files import CLASSES, write_classes
+from commandline import fail
 
 SETTINGS = [
     *("--model", "botnet50_s1"),
@@ -59,15 +60,6 @@ def losses(out):
 
 def state(out):
     return torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
-
-
-def fail(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(list(map(str, arguments)))
-    assert stopped.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_train_writes_the_run_folder(run):

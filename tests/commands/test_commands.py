@@ -23,23 +23,8 @@ from botvision.errors import UserError
 from botvision.models import list_models
 from botvision.parsers import parse_train, recipe_names
 from botvision.training.saved import load_model, save_model
+from commandline import fail, run
 from tiny import TINY_SETTINGS
-
-
-def run(capsys, *arguments):
-    """Standard output of a command that succeeds."""
-    main(list(map(str, arguments)))
-    return capsys.readouterr().out
-
-
-def fail(capsys, *arguments):
-    """The one line on standard error of a command that fails with status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(map(str, arguments)))
-    assert stopped.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def settings(*arguments):

@@ -8,21 +8,13 @@ from safetensors.torch import load_file, save_file
 from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
 
 from botvision.cli import main
+from commandline import fail
 from tiny import TINY_SETTINGS
 
 
 def train(data, out, *more):
     main(["train", str(data), *TINY_SETTINGS, "--out", str(out), *map(str, more)])
     return out
-
-
-def fail(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(list(map(str, arguments)))
-    assert stopped.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def events(run, kind):
