@@ -47,7 +47,8 @@ class PyramidBackbone(nn.Module):
             model_args: further options of the model.
 
         Raises:
-            UserError: the model gives no pyramid of strides 4 to 32 in NCHW layout.
+            UserError: the model gives no pyramid of strides 4 to 32 in NCHW layout, or does not
+                know an option.
         """
         super().__init__()
         if name in BOTNETS:
@@ -61,6 +62,8 @@ class PyramidBackbone(nn.Module):
                 out_indices=(-4, -3, -2, -1),
                 **model_args,
             )
+        except TypeError as error:
+            raise UserError(f"--model-args: {name} does not take {model_args} ({error})") from error
         except (RuntimeError, AssertionError, IndexError) as error:
             raise UserError(
                 f"--model {name}: cannot be built with a feature pyramid of four levels ({error}); "
