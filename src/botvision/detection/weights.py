@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import torch
 import torchvision
 from safetensors import safe_open
 from torch import Tensor
@@ -157,10 +156,11 @@ def _with_rows(own: Tensor, theirs: Tensor, rows: dict[int, int], classes: int) 
     per_class = len(own) // (classes + 1)
     if own.shape[1:] != theirs.shape[1:] or len(theirs) % per_class:
         return theirs
-    merged = list(own.split(per_class))
+    by_class = (-1, per_class, *own.shape[1:])
+    merged = own.clone().reshape(by_class)
     for their_label, label in {0: 0, **rows}.items():
-        merged[label] = theirs.split(per_class)[their_label]
-    return torch.cat(merged)
+        merged[label] = theirs.reshape(by_class)[their_label]
+    return merged.reshape(own.shape)
 
 
 def _differing_settings(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
