@@ -44,6 +44,7 @@ def test_no_graph_break_in_training(impl, autocast):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * ours.abs().max().item())
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_takes_many_sizes():
     eager = model().eval()
     compiled = torch.compile(eager, backend="aot_eager", fullgraph=True, dynamic=True)
