@@ -181,7 +181,7 @@ def test_a_split_without_any_annotation(tmp_path):
     assert target["boxes"].shape == (0, 4)
     assert target["labels"].shape == (0,)
     assert target["labels"].dtype == torch.int64
-    assert target["masks"].shape == (0, HEIGHT, WIDTH)
+    assert target["masks"].whole().shape == (0, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("segmentation", [None, [], "absent"])
@@ -225,8 +225,8 @@ def test_every_kind_of_segmentation_gives_the_oracles_mask(tmp_path):
     image, target = train_set(load(tmp_path, content(annotations)))[0]
     drawn = oracle.decode(oracle.merge(oracle.frPyObjects(parts, HEIGHT, WIDTH)))
     expected = np.stack([drawn, random_mask, random_mask])
-    assert target["masks"].dtype == torch.uint8
-    np.testing.assert_array_equal(target["masks"].numpy(), expected)
+    assert target["masks"].whole().dtype == torch.uint8
+    np.testing.assert_array_equal(target["masks"].whole().numpy(), expected)
     stored = np.asarray(Image.open(tmp_path / "train" / "1.png"))
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), stored)
 
@@ -260,7 +260,7 @@ def test_instances_under_a_pixel_or_without_a_mask_pixel_are_left_out(tmp_path):
     data = load(tmp_path, content(annotations))
     target = train_set(data)[0][1]
     assert target["labels"].tolist() == [2]
-    assert len(target["boxes"]) == len(target["masks"]) == 1
+    assert len(target["boxes"]) == len(target["masks"].crops) == 1
     assert train_set(data, masks=False)[0][1]["labels"].tolist() == [1, 2]
 
 
@@ -316,7 +316,7 @@ def test_coco_itself(coco_mini):
             for a in by_id["annotations"]
             if a["image_id"] == target["image_id"] and not a["iscrowd"]
         ]
-        np.testing.assert_array_equal(target["masks"].numpy(), np.stack(expected))
+        np.testing.assert_array_equal(target["masks"].whole().numpy(), np.stack(expected))
 
 
 def test_hundreds_of_instances_in_a_large_jittered_image(nuclei):
@@ -325,8 +325,8 @@ def test_hundreds_of_instances_in_a_large_jittered_image(nuclei):
     crowded = int(np.diff(data.annotations.first).argmax())
     image, target = train_set(data, LargeScaleJitter(1024, (1.0, 1.0)))[crowded]
     assert max(image.shape) == 1024
-    assert len(target["masks"]) > 300
-    for mask, box in zip(target["masks"].numpy(), target["boxes"].numpy(), strict=True):
+    assert len(target["masks"].crops) > 300
+    for mask, box in zip(target["masks"].whole().numpy(), target["boxes"].numpy(), strict=True):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
         np.testing.assert_allclose(extent, box, atol=1)
@@ -343,7 +343,7 @@ def test_of_too_many_instances_some_are_drawn_at_random(tmp_path):
     assert len(everything) == len(boxes)
     dataset = train_set(data, max_instances=4)
     drawn = [dataset[(epoch, 0)][1] for epoch in range(20)]
-    assert all(len(t["boxes"]) == len(t["masks"]) == len(t["labels"]) == 4 for t in drawn)
+    assert all(len(t["boxes"]) == len(t["masks"].crops) == len(t["labels"]) == 4 for t in drawn)
     assert all((everything == box).all(dim=1).any() for t in drawn for box in t["boxes"])
     seen = {tuple(box.tolist()) for t in drawn for box in t["boxes"]}
     assert len(seen) > 10

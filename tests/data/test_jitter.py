@@ -46,6 +46,12 @@ def by_pillow(array, view):
     return seen[:, ::-1] if view.flip else seen
 
 
+def seen_of(view, segmentations):
+    """The masks as arrays (m, height, width), and which of the segmentations they are."""
+    masks, visible = view.masks(segmentations)
+    return masks.whole().numpy(), visible
+
+
 def iou(a, b):
     return (a & b).sum() / (a | b).sum()
 
@@ -63,7 +69,8 @@ def test_the_image_is_what_pillow_makes_of_the_crop():
     image = picture()
     for view in views(40):
         seen = view.image(image)
-        assert seen.shape == (3, view.height, view.width) and seen.is_contiguous()
+        assert seen.shape == (3, view.height, view.width)
+        assert seen.permute(1, 2, 0).is_contiguous()
         seen = seen.permute(1, 2, 0).numpy().astype(int)
         cropped = np.asarray(image.crop(view.box))
         whole = View((0, 0, *cropped.shape[1::-1]), view.height, view.width, view.flip)
@@ -98,11 +105,11 @@ def test_masks_at_identity_are_the_oracles():
     expected = np.stack([decode(p) for p in parts])
     identity = View((0, 0, WIDTH, HEIGHT), HEIGHT, WIDTH)
     for segmentations in (parts, [rle_of(m) for m in expected]):
-        masks, visible = identity.masks(segmentations)
+        masks, visible = seen_of(identity, segmentations)
         assert visible.all()
         assert masks.dtype == np.uint8
         np.testing.assert_array_equal(masks, expected)
-        mirrored, _ = View((0, 0, WIDTH, HEIGHT), HEIGHT, WIDTH, flip=True).masks(segmentations)
+        mirrored, _ = seen_of(View((0, 0, WIDTH, HEIGHT), HEIGHT, WIDTH, flip=True), segmentations)
         np.testing.assert_array_equal(mirrored, expected[:, :, ::-1])
 
 
@@ -110,7 +117,7 @@ def test_rle_masks_are_resized_then_cropped():
     masks = [decode(p) for p in polygons()]
     compared = 0
     for view in views(40):
-        seen, visible = view.masks([rle_of(m) for m in masks])
+        seen, visible = seen_of(view, [rle_of(m) for m in masks])
         expected = [by_pillow(m * np.uint8(255), view) >= 128 for m in masks]
         for mask in [m for m, v in zip(expected, visible, strict=True) if not v]:
             assert mask.sum() <= 1
@@ -130,7 +137,7 @@ def test_small_rle_masks_are_exactly_the_resized_ones(scale):
         mask[y : y + rng.integers(1, 7), x : x + rng.integers(1, 7)] = 1
     view = View((0, 0, WIDTH, HEIGHT), int(HEIGHT * scale), int(WIDTH * scale))
     expected = np.stack([by_pillow(m * np.uint8(255), view) >= 128 for m in masks])
-    seen, visible = view.masks([rle_of(m) for m in masks])
+    seen, visible = seen_of(view, [rle_of(m) for m in masks])
     np.testing.assert_array_equal(visible, expected.any(axis=(1, 2)))
     np.testing.assert_array_equal(seen, expected[visible])
 
@@ -139,7 +146,7 @@ def test_polygon_masks_are_near_the_resized_ones():
     parts = polygons()
     overlaps = []
     for view in views(40, scale=(0.4, 2.0)):
-        seen, visible = view.masks(parts)
+        seen, visible = seen_of(view, parts)
         for mask, p in zip(
             seen, [p for p, v in zip(parts, visible, strict=True) if v], strict=True
         ):
@@ -154,7 +161,7 @@ def test_polygon_masks_are_near_the_resized_ones():
 def test_a_polygon_seen_larger_has_smooth_edges():
     triangle = [[10.0, 10.0, 20.0, 10.0, 10.0, 20.0]]
     view = View((8, 8, 24, 24), 256, 256)
-    masks, _ = view.masks([triangle])
+    masks, _ = seen_of(view, [triangle])
     y, x = np.mgrid[:256, :256] + 0.5
     expected = (x > 32) & (y > 32) & (x + y < 64 + 160)
     assert iou(masks[0].astype(bool), expected) > 0.99
@@ -164,16 +171,16 @@ def test_a_mask_out_of_the_view_is_left_out():
     far = decode([[150.0, 80, 180, 80, 180, 110]])
     near = decode([[10.0, 10, 40, 10, 40, 40]])
     view = View((0, 0, 60, 60), 30, 30)
-    masks, visible = view.masks([rle_of(far), rle_of(near), [[150.0, 80, 180, 80, 180, 110]]])
+    masks, visible = seen_of(view, [rle_of(far), rle_of(near), [[150.0, 80, 180, 80, 180, 110]]])
     assert visible.tolist() == [False, True, False]
     assert masks.shape == (1, 30, 30)
     # In the view, but too thin to reach half of any pixel of it.
     thin = np.zeros((HEIGHT, WIDTH), np.uint8)
     thin[:, 21] = 1
-    masks, visible = View((0, 0, WIDTH, HEIGHT), 12, 20).masks([rle_of(thin)])
+    masks, visible = seen_of(View((0, 0, WIDTH, HEIGHT), 12, 20), [rle_of(thin)])
     assert visible.tolist() == [False]
     assert masks.shape == (0, 12, 20)
-    masks, visible = view.masks([])
+    masks, visible = seen_of(view, [])
     assert (masks.shape, visible.shape) == ((0, 30, 30), (0,))
 
 

@@ -87,7 +87,7 @@ def _overlays(
         image,
         annotations.boxes[rows.start : rows.stop],
         [names[int(annotations.category_ids[row])] for row in rows],
-        masks=masks.astype(bool),
+        masks=masks.whole().bool().numpy(),
     )
     detector.roi_heads.score_thresh = 0.5
     (found,) = detect(detector, [image], Views(card.image_size))

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ LAYOUT = (
     "expected annotations/instances_train.json and annotations/instances_val.json, with the "
     "images in train/ and val/ or in images/"
 )
+
+# Tensors by name, and `Masks`.
+Target = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -159,15 +163,15 @@ def merge_categories(*data: CocoData) -> Categories:
     return Categories.from_pairs(pairs, "categories")
 
 
-class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+class CocoDataset(Dataset[tuple[Tensor, Target]]):
     """Images and targets of a split, for training.
 
     An item is the jittered image, uint8 (3, h, w), and a target with `boxes` float32 (n, 4), xyxy
-    in pixels of that image; `labels` int64 (n,), from 1; with `masks`, `masks` uint8 (n, h, w), 0
-    or 1; and `image_id`, an int64 scalar. Crowd regions and instances less than a pixel wide or
-    high in the view, or without a pixel in their mask, are left out; of more than `max_instances`
-    so many are drawn at random (0 keeps all). An item is a function of `seed`, epoch and index
-    alone, whatever process makes it and in whatever order.
+    in pixels of that image; `labels` int64 (n,), from 1; with `masks`, `masks`, a `Masks`; and
+    `image_id`, an int64 scalar. Crowd regions and instances less than a pixel wide or high in the
+    view, or without a pixel in their mask, are left out; of more than `max_instances` so many are
+    drawn at random (0 keeps all). An item is a function of `seed`, epoch and index alone, whatever
+    process makes it and in whatever order.
 
     Raises UserError if `masks` are wanted of a split without, or `categories` lack one of its own.
     """
@@ -203,14 +207,14 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         """Count the images."""
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, Target]:
         """Make the item (epoch, index), or index in epoch 0; raises UserError as `open_image`."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         a = self.data.annotations
         path = self.data.image_path(index)
         width, height = a.sizes[index].tolist()
         image = open_image(path, (width, height))
-        target = {"image_id": torch.tensor(a.image_ids[index])}
+        target: Target = {"image_id": torch.tensor(a.image_ids[index])}
         rng = np.random.default_rng((self.seed, epoch, index))
         view = self.jitter.sample(rng, height, width)
         pixels = view.image(image)
@@ -221,9 +225,8 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             kept = np.sort(rng.choice(kept, self.max_instances, replace=False))
         rows = a.first[index] + kept
         if self.masks:
-            masks, drawn = view.masks([a.segmentations[row] for row in rows])
+            target["masks"], drawn = view.masks([a.segmentations[row] for row in rows])
             kept, rows = kept[drawn], rows[drawn]
-            target["masks"] = torch.from_numpy(masks)
         target["boxes"] = torch.from_numpy(boxes[kept].astype(np.float32))
         target["labels"] = torch.from_numpy(self._labels[rows])
         return pixels, target

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from botvision.errors import UserError
 
@@ -39,7 +39,7 @@ def open_image(
     try:
         with Image.open(file) as stored:
             stored.load()
-            upright = ImageOps.exif_transpose(stored)
+            upright = ImageOps.exif_transpose(stored) if _turned(stored) else stored
     except FileNotFoundError:
         raise UserError(f"{path}: no such image file; check the path") from None
     except DECODE_ERRORS as error:
@@ -58,6 +58,10 @@ def open_image(
     )
 
 
+def _turned(stored: Image.Image) -> bool:
+    return bool(stored.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         sixteen = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
@@ -69,4 +73,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "P" and "transparency" in image.info:
         # Straight to RGB, Pillow warns that the transparency is lost, which is what is wanted.
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

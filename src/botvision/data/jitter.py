@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
+from botvision.data.masks import Masks
 from botvision.data.rle import decode_columns
 from botvision.errors import UserError
 
@@ -34,11 +37,11 @@ class View:
     width: int
     flip: bool = False
 
-    @property
+    @cached_property
     def _origin(self) -> NDArray[np.float64]:
         return np.array(self.box[:2])
 
-    @property
+    @cached_property
     def _scale(self) -> NDArray[np.float64]:
         left, top, right, bottom = self.box
         return np.array([self.width / (right - left), self.height / (bottom - top)])
@@ -46,15 +49,16 @@ class View:
     def image(self, image: Image.Image) -> Tensor:
         """Crop and resize an RGB image, bilinear with anti-aliasing: uint8 (3, height, width).
 
-        The values are Pillow's; torch computes them several times as fast.
+        The values are Pillow's; torch computes them several times as fast, in channels-last memory,
+        in which pictures come.
         """
-        left, top, right, bottom = self.box
-        pixels = np.asarray(image)[top:bottom, left:right]
+        cropped = pil_to_tensor(image.crop(self.box))
         if self.flip:
-            pixels = pixels[:, ::-1]
-        cropped = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+            cropped = cropped.flip(-1)
+        # A batch with the strides of channels-last memory, which `cropped[None]` has not.
+        batch = cropped.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         size = (self.height, self.width)
-        return F.interpolate(cropped[None], size, mode="bilinear", antialias=True)[0].contiguous()
+        return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
 
     def boxes(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Boxes (n, 4), xyxy in pixels of the image, as xyxy in pixels of the view, clipped."""
@@ -64,36 +68,39 @@ class View:
             seen[:, [0, 2]] = self.width - seen[:, [2, 0]]
         return seen
 
-    def masks(
-        self, segmentations: Sequence[Segmentation]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Masks of the view, 0 or 1, (m, height, width), and which of the n segmentations they are.
+    def masks(self, segmentations: Sequence[Segmentation]) -> tuple[Masks, NDArray[np.bool_]]:
+        """Masks of the view, m of them, and which of the n segmentations they are.
 
-        The second array, (n,), is False for a segmentation with no pixel in the view, whose mask is
-        left out. Polygons are moved as coordinates and drawn at the size of the view; RLEs are
-        decoded and resized one at a time around the object, bilinearly, and cut at one half.
+        The array, (n,), is False for a segmentation with no pixel in the view, whose mask is left
+        out. Polygons are moved as coordinates and drawn at the size of the view; RLEs are decoded
+        and resized one at a time around the object, bilinearly, and cut at one half.
         """
         patches = [
             self._polygon_patch(s) if isinstance(s, list) else self._rle_patch(s)
             for s in segmentations
         ]
-        visible = np.array([patch is not None for patch in patches], dtype=np.bool_)
-        masks = np.zeros((int(visible.sum()), self.height, self.width), dtype=np.uint8)
-        for mask, (top, left, patch) in zip(masks, filter(None, patches), strict=True):
+        crops, pixels = [], [np.empty(0, np.uint8)]
+        for top, left, patch in filter(None, patches):
             height, width = patch.shape
-            if self.flip:
-                left, patch = self.width - left - width, patch[:, ::-1]
-            mask[top : top + height, left : left + width] = patch
-        return masks, visible
+            crops.append((top, self.width - left - width if self.flip else left, height, width))
+            pixels.append((patch[:, ::-1] if self.flip else patch).T.ravel())
+        masks = Masks(
+            torch.from_numpy(np.concatenate(pixels)), tuple(crops), self.height, self.width
+        )
+        return masks, np.array([patch is not None for patch in patches], dtype=np.bool_)
 
     def _polygon_patch(self, parts: list[list[float]]) -> _Patch | None:
         points = [(np.reshape(p, (-1, 2)) - self._origin) * self._scale for p in parts]
-        rle = coco_mask.merge(
-            coco_mask.frPyObjects([p.ravel().tolist() for p in points], self.height, self.width)
-        )
-        left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
-        patch = decode_columns(rle, left, left + width)[top : top + height]
-        return (top, left, patch) if patch.size else None
+        # On the whole view: moved to a smaller canvas, a point may be rounded to another pixel.
+        rles = coco_mask.frPyObjects([p.ravel().tolist() for p in points], self.height, self.width)
+        boxes = np.array([coco_mask.toBbox(rle) for rle in rles], dtype=int)
+        boxes = boxes[boxes[:, 2] > 0]
+        if not len(boxes):
+            return None
+        left, top = boxes[:, :2].min(0).tolist()
+        right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(0).tolist()
+        drawn = [decode_columns(rle, left, right)[top:bottom] for rle in rles]
+        return top, left, reduce(np.bitwise_or, drawn)
 
     def _rle_patch(self, rle: dict[str, Any]) -> _Patch | None:
         bounds = coco_mask.toBbox(rle)

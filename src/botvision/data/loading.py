@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from botvision.data.coco import CocoData
+from botvision.data.coco import CocoData, Target
 from botvision.data.images import open_image
 from botvision.data.views import Views
 from botvision.errors import UserError
 
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+Batch = tuple[list[Tensor], list[Target]]
 # Whole images as PIL has them, and their ids.
 EvalBatch = tuple[list[Image.Image], list[int]]
 _Image = TypeVar("_Image")

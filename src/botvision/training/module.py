@@ -77,6 +77,10 @@ class DetectorModule(DetectorInference):
             UserError: the loss is not finite; names the images of the batch.
         """
         images, targets = batch
+        targets = [
+            {**target, "masks": target["masks"].whole()} if "masks" in target else target
+            for target in targets
+        ]
         losses: dict[str, Tensor] = self.detector(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
