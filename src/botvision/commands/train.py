@@ -57,8 +57,9 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     steps = config.max_steps
     if steps is None:
         steps = math.ceil(config.epochs * setup.images / config.batch_size)
-    if run.has_ended(steps):
-        say(f"{run.path}: complete, {start} of {steps} steps; raise --epochs to go on")
+    if run.has_ended(steps, config.patience):
+        more = "--epochs" if start == steps else "--patience"
+        say(f"{run.path}: complete, {start} of {steps} steps; raise {more} to go on")
         return run.path
 
     job = setup.job(run, steps)
@@ -120,7 +121,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         job.report(run, console)
         if steps:
             plot_curves(run.events, run.plots)
-    run.end(stop, steps)
+    run.end(stop, steps, config.patience)
     if wait.share is not None:
         say(f"waited for data {wait.share:.0%} of the time")
     say(f"peak memory {peak_memory(config.device) / 2**30:.2f} GiB")

@@ -20,9 +20,10 @@ def count(build: Callable[[], nn.Module], image_size: int) -> tuple[int, int]:
     """
     with torch.device("meta"):
         model = build().eval()
-        for module in model.modules():
-            if isinstance(module, RelativeAttention2d):
-                module.impl = "reference"  # its products are plain, so the counter sees them
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, image_size, image_size))
+        image = torch.empty(1, 3, image_size, image_size)
+    for module in model.modules():
+        if isinstance(module, RelativeAttention2d):
+            module.impl = "reference"  # its products are plain, so the counter sees them
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(image)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2

@@ -99,17 +99,20 @@ class RunFolder:
             return
         write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
-    def end(self, step: int, steps: int) -> None:
+    def end(self, step: int, steps: int, patience: int) -> None:
         """Note that all was written of a run of ``steps`` steps, which ended at ``step``."""
-        self.log("end", step, steps=steps)
+        self.log("end", step, steps=steps, patience=patience)
 
-    def has_ended(self, steps: int) -> bool:
-        """Whether a run of ``steps`` was not only trained but also evaluated and written."""
+    def has_ended(self, steps: int, patience: int) -> bool:
+        """Whether a run of these settings was not only trained but also evaluated and written."""
         if not self.events.exists():
             return False
         lines = self.events.read_text(encoding="utf-8").splitlines()
-        events = [json.loads(line) for line in lines]
-        return any(event["event"] == "end" and event["steps"] >= steps for event in events)
+        ends = [event for event in map(json.loads, lines) if event["event"] == "end"]
+        return any(
+            end["step"] >= steps or (end["steps"] >= steps and 0 < patience <= end["patience"])
+            for end in ends
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -129,6 +129,14 @@ class _Checkpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
+class _EarlyStopping(EarlyStopping):
+    """Lightning's, but a resumed run has the patience that it is given now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the count and the best score."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
 class _LastCheckpoint(Callback):
     """At the end, before the moving average of the weights takes the place of the weights."""
 
@@ -190,7 +198,7 @@ def training_trainer(
             WholeEvaluation(),
             # After the evaluation, which logs what it watches.
             *(
-                [EarlyStopping(SCORE, patience=config.patience, mode="max")]
+                [_EarlyStopping(SCORE, patience=config.patience, mode="max")]
                 if config.patience
                 else []
             ),
