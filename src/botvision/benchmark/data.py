@@ -88,7 +88,8 @@ def bench_coco(
     torchvision's is its ``ScaleJitter``, ``RandomCrop``, ``RandomHorizontalFlip`` and
     ``SanitizeBoundingBoxes`` on its own ``CocoDetection``, with a mask of the whole image for every
     instance: on uint8 tensors, its faster way and ours, and as its training scripts have it by
-    default, on Pillow's images with float32 tensors in the end.
+    default, on Pillow's images with float32 tensors in the end. Ours leaves the masks cropped, as
+    they go to the training process.
 
     Args:
         data: a split with masks.

@@ -93,14 +93,14 @@ class View:
         points = [(np.reshape(p, (-1, 2)) - self._origin) * self._scale for p in parts]
         # On the whole view: moved to a smaller canvas, a point may be rounded to another pixel.
         rles = coco_mask.frPyObjects([p.ravel().tolist() for p in points], self.height, self.width)
-        boxes = np.array([coco_mask.toBbox(rle) for rle in rles], dtype=int)
+        boxes = coco_mask.toBbox(rles).astype(int)
         boxes = boxes[boxes[:, 2] > 0]
         if not len(boxes):
             return None
-        left, top = boxes[:, :2].min(0).tolist()
-        right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(0).tolist()
+        left, top = boxes[:, :2].min(axis=0)
+        right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
         drawn = [decode_columns(rle, left, right)[top:bottom] for rle in rles]
-        return top, left, reduce(np.bitwise_or, drawn)
+        return int(top), int(left), reduce(np.bitwise_or, drawn)
 
     def _rle_patch(self, rle: dict[str, Any]) -> _Patch | None:
         bounds = coco_mask.toBbox(rle)

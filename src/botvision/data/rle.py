@@ -21,17 +21,18 @@ def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
     Raises ValueError if `counts` is not such a string.
     """
     text = counts.encode("ascii") if isinstance(counts, str) else counts
-    groups = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
+    groups = np.frombuffer(text, dtype=np.uint8) - np.uint8(ord("0"))
     if len(groups) == 0:
-        return groups
-    last = groups & 32 == 0
-    if groups.min() < 0 or groups.max() > 63 or not last[-1]:
+        return groups.astype(np.int64)
+    last = groups < 32
+    if groups.max() > 63 or not last[-1]:
         raise ValueError("the RLE's counts are not COCO's compressed form")
     stops = np.flatnonzero(last) + 1
-    starts = np.concatenate([[0], stops[:-1]])
-    shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, stops - starts))
-    runs = np.add.reduceat((groups & 31) << shifts, starts)
-    runs -= np.where(groups[last] & 16, 1 << (shifts[last] + 5), 0)
+    lengths = np.diff(stops, prepend=0)
+    starts = stops - lengths
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((groups & 31).astype(np.int64) << shifts, starts)
+    runs -= np.where(groups[last] & 16, 1 << 5 * lengths, 0)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs
