@@ -99,6 +99,7 @@ class View:
             return None
         left, top = boxes[:, :2].min(axis=0)
         right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
+        # The library's own union of parts takes longer than the rest of this.
         drawn = [decode_columns(rle, left, right)[top:bottom] for rle in rles]
         return int(top), int(left), reduce(np.bitwise_or, drawn)
 
