@@ -79,8 +79,9 @@ def test_a_run_that_gets_no_better_stops_early_and_is_complete(tiny_data, tmp_pa
     assert "stopped at step 8: 3 evaluations" in capsys.readouterr().out
     train(tiny_data, run, "--patience", 0, "--max-steps", 10, "--resume")
     assert [event["step"] for event in events(run, "eval")] == [2, 4, 6, 8, 10]
-    train(tiny_data, run, "--resume")
-    assert "complete, 10 of 10 steps; raise --epochs to go on" in capsys.readouterr().out
+    for steps in (10, 5):
+        train(tiny_data, run, "--max-steps", steps, "--resume")
+        assert f"complete, 10 of {steps} steps; raise --epochs to go on" in capsys.readouterr().out
 
 
 def test_frozen_stages_and_recomputed_blocks(tiny_data, tmp_path, capsys):

@@ -58,7 +58,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     if steps is None:
         steps = math.ceil(config.epochs * setup.images / config.batch_size)
     if run.has_ended(steps, config.patience):
-        more = "--epochs" if start == steps else "--patience"
+        more = "--patience" if start < steps else "--epochs"
         say(f"{run.path}: complete, {start} of {steps} steps; raise {more} to go on")
         return run.path
 
