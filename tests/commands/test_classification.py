@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -22,6 +20,7 @@ from botvision.training.optimizer import make_optimizer
 from botvision.training.saved import ClassifierCard
 from class_files import CLASSES, write_classes
 from commandline import fail
+from killed import run_and_kill
 
 SETTINGS = [
     *("--model", "botnet50_s1"),
@@ -199,22 +198,17 @@ def test_a_step_in_parts_is_a_step(data, tmp_path):
     assert [event["step"] for event in events(runs[1])] == [1, 2, 3, 4]
 
 
-def command(data, out, *more):
-    arguments = ["train", data, *SETTINGS, "--out", out, *more]
-    return [sys.executable, "-m", "botvision", *map(str, arguments)]
-
-
-# One thread each: the order of a sum must not differ.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def test_two_processes_train_and_evaluate_like_one(data, tmp_path):
     """Seven validation images over two processes: each is counted once."""
     settings = ["--norm", "frozen", "--max-steps", 4, "--eval-steps", 2]
     for processes in (1, 2):
-        more = [*settings, "--devices", processes]
-        run = command(data, tmp_path / str(processes), *more)
-        done = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        out = ["--out", tmp_path / str(processes), "--devices", processes]
+        run = [sys.executable, "-m", "botvision", "train", data, *SETTINGS, *settings, *out]
+        # One thread each: the order of a sum must not differ.
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*map(str, run)], env=env, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (tmp_path / name for name in ("1", "2"))
     assert "cpu x 2" in done.stdout
@@ -232,16 +226,11 @@ def test_two_processes_train_and_evaluate_like_one(data, tmp_path):
 
 def test_a_killed_run_with_a_moving_average_resumes_as_if_nothing_had_been(data, tmp_path):
     settings = ["--ema-decay", 0.8, "--max-steps", 8, "--checkpoint-steps", 3, "--eval-steps", 4]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(data, whole, *settings), env=ENVIRONMENT, check=True)
-    process = subprocess.Popen(command(data, killed, *settings), env=ENVIRONMENT)
-    log = killed / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 5):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    whole = train(data, tmp_path / "whole", *settings)
+    killed = tmp_path / "killed"
+    run_and_kill(5, "train", data, *SETTINGS, "--out", killed, *settings)
     assert len(losses(killed)) < 8
-    subprocess.run([*command(data, killed, *settings), "--resume"], env=ENVIRONMENT, check=True)
+    train(data, killed, *settings, "--resume")
     assert losses(killed) == losses(whole)
     want, got = state(whole), state(killed)
     for key in ("state_dict", "current_model_state"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from botvision.cli import main
+from killed import run_and_kill
 from tiny import TINY_SETTINGS
 
 STEPS = 10
@@ -21,29 +22,17 @@ SETTINGS = [
 ]
 
 
+def command(data, out, *more):
+    return ["train", str(data), *SETTINGS, "--out", str(out), *more]
+
+
 def train(data, out, *more):
-    main(["train", str(data), *SETTINGS, "--out", str(out), *more])
+    main(command(data, out, *more))
 
 
-def start(data, out, *more):
-    arguments = ["train", str(data), *SETTINGS, "--out", str(out), *more]
-    return subprocess.Popen(
-        [sys.executable, "-m", "botvision", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # One thread here and there: the order of a sum must not differ by machine load.
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-
-
-def kill_after(process, events, lines):
-    """Kill once the run has logged so many lines, or let it end."""
-    while process.poll() is None:
-        if events.exists() and events.read_bytes().count(b"\n") >= lines:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    process.wait()
+def train_and_kill(lines, data, out, *more):
+    run_and_kill(lines, *command(data, out, *more))
+    assert len(events(out)) == lines
 
 
 def state(out):
@@ -92,22 +81,16 @@ def assert_same_run(out, uninterrupted):
 
 def test_killed_twice_and_resumed(tiny_data, tmp_path, uninterrupted):
     out = tmp_path / "run"
-    kill_after(start(tiny_data, out), out / "metrics.jsonl", 5)
-    assert len(events(out)) < STEPS
-    kill_after(start(tiny_data, out, "--resume"), out / "metrics.jsonl", 9)
+    train_and_kill(5, tiny_data, out)
+    train_and_kill(9, tiny_data, out, "--resume")
     train(tiny_data, out, "--resume")
     assert_same_run(out, uninterrupted)
 
 
 def test_resumes_alike_in_bf16(tiny_data, tmp_path):
     precision = ["--precision", "bf16", "--checkpoint-steps", "4"]
-    for name in ("whole", "killed"):
-        kill_after(
-            start(tiny_data, tmp_path / name, *precision),
-            tmp_path / name / "metrics.jsonl",
-            6 if name == "killed" else 10**6,
-        )
-    assert len(events(tmp_path / "killed")) < STEPS
+    train(tiny_data, tmp_path / "whole", *precision)
+    train_and_kill(6, tiny_data, tmp_path / "killed", *precision)
     train(tiny_data, tmp_path / "killed", "--resume", *precision)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
@@ -116,7 +99,9 @@ def test_resumes_alike_in_bf16(tiny_data, tmp_path):
 @pytest.mark.parametrize("seconds", [3.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0])
 def test_killed_at_any_moment(tiny_data, tmp_path, uninterrupted, seconds):
     out = tmp_path / "run"
-    process = start(tiny_data, out)
+    run = [sys.executable, "-m", "botvision", *command(tiny_data, out)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(run, env={**os.environ, **threads}, stdout=subprocess.DEVNULL)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()

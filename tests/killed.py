@@ -1,0 +1,38 @@
+"""``python killed.py LINES ARGUMENTS``: the command, killed when its run has logged LINES lines."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import torch
+
+from botvision.cli import main
+from botvision.training.run import RunFolder
+
+LOG = RunFolder.log
+
+
+def run_and_kill(lines, *arguments):
+    """Run the command in a process that is killed when its run has logged so many lines."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(lines), *map(str, arguments)],
+        # One thread here and there: the order of a sum must not differ by machine load.
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+def log_and_die(run, *event, **values):
+    """Die of the signal that nothing can catch, as when a machine is taken away."""
+    LOG(run, *event, **values)
+    if run.events.read_bytes().count(b"\n") >= int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    RunFolder.log = log_and_die
+    main(sys.argv[2:])
