@@ -25,23 +25,36 @@ def images(*shape):
     return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_no_graph_break_in_training(impl, autocast):
-    eager = model(impl=impl).train()
-    x = images(2, 3, 64, 64)
+def check_full_graph(eager, x, weights, *, autocast=False):
+    """Compiled without a break, it gives the gradients that it gives as it is."""
     gradients = []
     # aot_eager traces forward and backward as every backend does, and generates no code.
     for run in (eager, torch.compile(eager, backend="aot_eager", fullgraph=True)):
         torch.manual_seed(0)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             run(x).square().sum().backward()
-        layer = eager.layer4[0].conv2
-        gradients.append([layer.qkv.weight.grad, layer.pos_embed.height_rel.grad])
+        gradients.append([weight.grad for weight in weights])
         eager.zero_grad(set_to_none=True)
     for ours, theirs in zip(*gradients, strict=True):
         # The statistics of batch normalisation moved between the two runs: not in the gradients.
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * ours.abs().max().item())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_no_graph_break_in_training(autocast):
+    eager = model().train()
+    layer = eager.layer4[0].conv2
+    weights = [layer.qkv.weight, layer.pos_embed.height_rel]
+    check_full_graph(eager, images(2, 3, 64, 64), weights, autocast=autocast)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_no_graph_break_in_an_implementation(impl, autocast):
+    """The last stage alone: the rest of the model is the same for all."""
+    stage = model(impl=impl).layer4.train()
+    weights = [stage[0].conv2.qkv.weight, stage[0].conv2.pos_embed.height_rel]
+    check_full_graph(stage, images(2, 1024, 4, 4), weights, autocast=autocast)
 
 
 @pytest.mark.slow
@@ -54,21 +67,33 @@ def test_one_compiled_graph_takes_many_sizes():
             torch.testing.assert_close(compiled(x), eager(x))
 
 
-def check_export(eager):
+# The first is traced; the others are smaller than the tables, theirs, larger; oblong and odd.
+SIZES = [(2, 96, 160), (1, 40, 64), (2, 64, 64), (1, 64, 200), (3, 75, 101)]
+
+
+def check_export(eager, channels=3, reduction=1):
+    """One program is right at all sizes, of images or of maps so much smaller."""
+    first, *others = (
+        images(n, channels, -(-height // reduction), -(-width // reduction))
+        for n, height, width in SIZES
+    )
     auto = torch.export.Dim.AUTO
     exported = torch.export.export(
-        eager, (images(2, 3, 96, 160),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)
+        eager, (first,), dynamic_shapes=({0: auto, 2: auto, 3: auto},)
     ).module()
-    # Smaller than the tables, theirs, larger; oblong and odd.
-    for size in ((1, 3, 40, 64), (2, 3, 64, 64), (1, 3, 64, 200), (3, 3, 75, 101)):
-        x = images(*size)
+    for x in others:
         torch.testing.assert_close(exported(x), eager(x))
+
+
+def test_one_exported_program_takes_any_size():
+    check_export(model().eval())
 
 
 @pytest.mark.parametrize("table_resize", ["slice", "interpolate"])
 @pytest.mark.parametrize("position", ["relative", "absolute"])
-def test_one_exported_program_takes_any_size(position, table_resize):
-    check_export(model(position=position, table_resize=table_resize).eval())
+def test_one_exported_stage_takes_any_size(position, table_resize):
+    stage = model(position=position, table_resize=table_resize).layer4.eval()
+    check_export(stage, channels=1024, reduction=16)
 
 
 def inserted(name):
@@ -85,16 +110,8 @@ def test_inserted_blocks_compile_and_export(name):
     for block in eager.layer3:
         for norm in (m for m in block.modules() if isinstance(m, torch.nn.BatchNorm2d)):
             torch.nn.init.ones_(norm.weight)
-    compiled = torch.compile(eager, backend="aot_eager", fullgraph=True)
-    x = images(2, 3, 64, 64)
     weight = eager.layer3[1].conv1.weight if "bot" in name else eager.layer3[1].t.weight
-    gradients = []
-    for run in (eager, compiled):
-        run(x).square().sum().backward()
-        gradients.append(weight.grad)
-        eager.zero_grad(set_to_none=True)
-    ours, theirs = gradients
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * ours.abs().max().item())
+    check_full_graph(eager, images(2, 3, 64, 64), [weight])
     check_export(eager.eval())
 
 
