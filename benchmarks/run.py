@@ -17,8 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-# As the command does: before torch loads its OpenMP, and its profiler.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As the command does: before torch loads its profiler.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch

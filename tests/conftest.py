@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-# As the command does: threads that wait by spinning slow each other where cores are shared.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a process a core already
 

@@ -145,9 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    # Threads that wait by spinning slow every other process, and each other where there are more
-    # of them than idle cores. Has to be set before torch loads its OpenMP.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     make_parser, run, _ = COMMANDS[args[0]]
     parser = make_parser()
     parser.prog = f"botvision {args[0]}"
