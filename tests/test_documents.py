@@ -1,0 +1,72 @@
+"""What the documents tell a user to type is what the command takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from botvision import parsers
+from botvision.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "docs" / "guide.md"
+DOCUMENTS = [ROOT / "README.md", GUIDE, ROOT / "benchmarks" / "README.md"]
+RECIPES = sorted(parsers.RECIPES.rglob("*.yaml"))
+NOT_OURS = {"--constraint", "--editable", "--group", "--plan", "--images", "--detections"}
+
+
+def documented_commands():
+    """(document, command line) for every command in a block, in `code` or in a recipe's comment."""
+    for path in [*DOCUMENTS, *RECIPES]:
+        text = path.read_text(encoding="utf-8")
+        lines = re.findall(r"^(?:#\s+)?botvision (\w+ .+)$", text, re.MULTILINE)
+        lines = [re.split(r"\s{2,}|#", line)[0] for line in lines]
+        lines += re.findall(r"`botvision (\w+\s[^`]+)`", text)
+        for line in lines:
+            yield pytest.param(line, id=f"{path.name}: {' '.join(line.split())}")
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_the_command_takes_it(line, capsys):
+    name, *arguments = shlex.split(line)
+    if name == "train":
+        errors = [train_error(kind, arguments, capsys) for kind in ("detection", "classification")]
+        assert None in errors, errors
+    else:
+        assert parse_error(COMMANDS[name][0](), arguments, capsys) is None
+
+
+def train_error(kind, arguments, capsys):
+    """What is wrong with ``botvision train ARGUMENTS`` on data of a kind, or None."""
+    error = parse_error(parsers.train_parser(kind), arguments, capsys)
+    if error is None and "--recipe" in arguments:
+        recipe = arguments[arguments.index("--recipe") + 1]
+        return None if recipe in parsers.recipe_names(kind) else f"no recipe {recipe} of {kind}"
+    return error
+
+
+def parse_error(parser, arguments, capsys):
+    try:
+        parser.parse_args(arguments)
+    except SystemExit as stopped:
+        return capsys.readouterr().err if stopped.code else None
+    return None
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_option_exists(path):
+    made = [parsers.train_parser("detection"), parsers.train_parser("classification")]
+    made += [make() for make, _, _ in COMMANDS.values()]
+    bench = parsers.bench_parser()
+    made += bench._subcommands_action.choices.values()
+    options = {option for parser in made for option in parser._option_string_actions}
+    mentioned = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8"))
+    assert set(mentioned) - options - NOT_OURS == set()
+
+
+def test_the_guide_lists_every_recipe():
+    section = GUIDE.read_text(encoding="utf-8").split("## Recipes\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?`) \|", section, re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted({path.stem for path in RECIPES})
