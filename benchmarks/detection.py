@@ -21,10 +21,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from botvision.benchmark.measure import DTYPES, Measurement, measure
+from botvision.benchmark.measure import Measurement, measure
 from botvision.benchmark.report import header
 from botvision.detection import build_detector
 from botvision.files import write_text
+from botvision.precision import DTYPES, autocast
 
 THEIRS = "torchvision's maskrcnn_resnet50_fpn"
 OBJECTS = 7  # an image, as in COCO
@@ -82,7 +83,7 @@ def step(
     device = images[0].device.type
 
     def run() -> Tensor:
-        with torch.autocast(device, dtype=DTYPES[precision], enabled=precision != "32"):
+        with autocast(device, precision):
             losses: dict[str, Tensor] = model(images, [dict(target) for target in targets])
             loss = torch.stack(list(losses.values())).sum()
         loss.backward()

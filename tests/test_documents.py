@@ -61,7 +61,9 @@ def test_every_option_exists(path):
     made += parsers.bench_parser()._subcommands_action.choices.values()
     options = {option for parser in made for option in parser._option_string_actions}
     mentioned = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8"))
-    assert set(mentioned) - options - OF_BENCHMARKS == set()
+    if path.parent.name == "benchmarks":
+        options |= OF_BENCHMARKS
+    assert set(mentioned) - options == set()
 
 
 def test_the_guide_lists_every_recipe():

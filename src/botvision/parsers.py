@@ -19,6 +19,7 @@ from botvision.config import (
     Device,
     MaskFormat,
     Mode,
+    Precision,
     TableResize,
     TrainConfig,
 )
@@ -157,6 +158,12 @@ def _take(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
 
 def _add_device(parser: Parser) -> None:
     parser.add_argument("--device", type=Device, default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "--precision",
+        type=Precision,
+        default="auto",
+        help="32, bf16 or 16; auto is bf16 on CUDA and on CPUs with AMX, else 32",
+    )
 
 
 def _add_views(parser: Parser) -> None:

@@ -22,12 +22,15 @@ from class_files import CLASSES, write_classes
 from commandline import fail
 from killed import run_and_kill
 
+# In which an image gives the same in any batch.
+EXACT = ["--device", "cpu", "--precision", "32"]
 SETTINGS = [
     *("--model", "botnet50_s1"),
     # Not from zero, else the attention would hardly count in so few steps.
     *("--model-args", "{layers: [1, 1, 1, 1], channels: [16, 16, 32, 32], zero_init_last: false}"),
     *("--image-size", "48", "--batch-size", "4", "--base-lr", "0.02", "--base-batch-size", "4"),
-    *("--device", "cpu", "--precision", "32", "--workers", "0", "--warmup-steps", "2"),
+    *EXACT,
+    *("--workers", "0", "--warmup-steps", "2"),
 ]
 
 
@@ -77,7 +80,7 @@ def test_train_writes_the_run_folder(run):
 
 
 def test_eval_of_the_run_is_its_own_evaluation(run, data, tmp_path):
-    main(["eval", str(run), str(data), "--out", str(tmp_path), "--device", "cpu"])
+    main(["eval", str(run), str(data), "--out", str(tmp_path), *EXACT])
     got = json.loads((tmp_path / "metrics.json").read_text())
     best = max(event["top1"] for event in events(run, "eval"))
     assert got["top1"] == best
@@ -85,16 +88,35 @@ def test_eval_of_the_run_is_its_own_evaluation(run, data, tmp_path):
     assert (tmp_path / "predictions" / "confusion.csv").is_file()
 
 
+def test_a_run_in_bf16_is_evaluated_and_used_in_bf16(data, tmp_path):
+    bf16 = ["--precision", "bf16"]
+    out = train(data, tmp_path / "run", *bf16, "--max-steps", 2)
+    own = json.loads((out / "metrics.json").read_text())
+    listed = {}
+    for precision in ("bf16", "32"):
+        folder = tmp_path / precision
+        settings = ["--out", str(folder), "--device", "cpu", "--precision", precision]
+        main(["eval", str(out), str(data), *settings, "--batch-size", "4"])
+        got = json.loads((folder / "metrics.json").read_text())
+        assert got["precision"] == precision
+        assert (got["loss"] == own["loss"]) == (precision == "bf16")
+        main(["predict", str(out), str(data / "val" / "red"), *settings])
+        found = json.loads((folder / "predictions.json").read_text())
+        listed[precision] = [best["probability"] for row in found for best in row["classes"]]
+    assert listed["bf16"] != listed["32"]
+    assert listed["bf16"] == pytest.approx(listed["32"], abs=0.02)
+
+
 def test_eval_of_some_images(run, data, tmp_path, capsys):
     """Those that are drawn from the sorted files, beside ``predict`` of each."""
-    arguments = ["eval", str(run), str(data), "--out", str(tmp_path), "--device", "cpu"]
+    arguments = ["eval", str(run), str(data), "--out", str(tmp_path), *EXACT]
     main([*arguments, "--limit", "4"])
     assert "4 of the 7 images" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["images"], metrics["images_in_split"]) == (4, 7)
     files = [path for name in sorted(CLASSES) for path in sorted((data / "val" / name).iterdir())]
     drawn = [files[index] for index in draw_images(7, 4)]
-    main(["predict", str(run), *map(str, drawn), "--out", str(tmp_path / "each")])
+    main(["predict", str(run), *map(str, drawn), "--out", str(tmp_path / "each"), *EXACT])
     listed = json.loads((tmp_path / "each" / "predictions.json").read_text())
     for name, values in metrics["per_class"].items():
         own = [row for row, path in zip(listed, drawn, strict=True) if path.parent.name == name]
@@ -108,7 +130,7 @@ def test_eval_at_another_size_with_either_table_rule(run, data, tmp_path):
     for rule in ("slice", "interpolate"):
         out = tmp_path / rule
         more = ["--image-size", "32", "--table-resize", rule, "--batch-size", "3"]
-        main(["eval", str(run), str(data), "--out", str(out), "--device", "cpu", *more])
+        main(["eval", str(run), str(data), "--out", str(out), *EXACT, *more])
         seen[rule] = json.loads((out / "metrics.json").read_text())
         assert seen[rule]["image_size"] == 32
     assert seen["slice"]["loss"] != seen["interpolate"]["loss"]
@@ -134,7 +156,7 @@ def test_the_batch_does_not_change_the_classes(run, data, tmp_path, capsys):
     for batch_size in ("1", "3"):
         out = tmp_path / batch_size
         folders = [str(data / "val" / name) for name in ("red", "blue")]
-        main(["predict", str(run), *folders, "--out", str(out), "--batch-size", batch_size])
+        main(["predict", str(run), *folders, "--out", str(out), *EXACT, "--batch-size", batch_size])
         found.append(json.loads((out / "predictions.json").read_text()))
         assert "images per second (reading and classifying)" in capsys.readouterr().out
     assert len(found[0]) > 4
@@ -167,10 +189,10 @@ def test_a_detectors_flag_is_refused(run, data, capsys, flags):
 
 
 def test_predict_agrees_with_eval(run, data, tmp_path):
-    main(["eval", str(run), str(data), "--out", str(tmp_path), "--device", "cpu"])
+    main(["eval", str(run), str(data), "--out", str(tmp_path), *EXACT])
     per_class = json.loads((tmp_path / "metrics.json").read_text())["per_class"]
     for name in CLASSES:
-        main(["predict", str(run), str(data / "val" / name), "--out", str(tmp_path / name)])
+        main(["predict", str(run), str(data / "val" / name), "--out", str(tmp_path / name), *EXACT])
         listed = json.loads((tmp_path / name / "predictions.json").read_text())
         right = sum(row["classes"][0]["class"] == name for row in listed)
         assert per_class[name]["accuracy"] == pytest.approx(right / len(listed))

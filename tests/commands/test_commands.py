@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from botvision.cli import COMMANDS, main
 from botvision.commands import doctor as doctor_module
-from botvision.config import DetectionConfig
+from botvision.config import DetectionConfig, DetectorConfig
 from botvision.errors import UserError
 from botvision.models import list_models
 from botvision.parsers import parse_train, recipe_names
@@ -157,6 +157,21 @@ def test_eval_gives_what_pycocotools_gives(capsys, tiny_run, tiny_data, tmp_path
         np.testing.assert_allclose(
             list(metrics[kind].values()), evaluation.stats, rtol=0, atol=1e-6
         )
+
+
+def test_eval_in_the_runs_precision_finds_what_the_run_found(capsys, tiny_data, tmp_path):
+    """Of which detections there are, to the bit; float32 finds something else."""
+    bf16 = ["--precision", "bf16"]
+    run(capsys, "train", tiny_data, *TINY_SETTINGS, *bf16, "--max-steps", 4, "--out", tmp_path)
+    path = tmp_path / "predictions" / "results.json"
+    found = json.loads(path.read_text())
+    assert len(found) > 20
+    threshold = DetectorConfig().score_threshold
+    arguments = ["eval", tmp_path, tiny_data, "--score-threshold", threshold, "--device", "cpu"]
+    assert "precision bf16" in run(capsys, *arguments, *bf16)
+    assert json.loads(path.read_text()) == found
+    assert "precision 32" in run(capsys, *arguments, "--precision", "32")
+    assert json.loads(path.read_text()) != found
 
 
 def test_eval_of_some_images_gives_what_pycocotools_gives_on_them(

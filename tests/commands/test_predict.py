@@ -59,7 +59,7 @@ def test_predict_does_the_readable_images_and_names_the_other(
 def test_predict_finds_what_eval_finds(capsys, tiny_run, tiny_data, tmp_path):
     """With tiles, scales and mirrored views, whatever the batch."""
     views = ["--flip", "--scales", "0.75", "1.25", "--tile", "48", "--max-detections", "20"]
-    threshold = ["--score-threshold", "0.05", "--device", "cpu"]
+    threshold = ["--score-threshold", "0.05", "--device", "cpu", "--precision", "32"]
     run(capsys, "eval", tiny_run, tiny_data, "--out", tmp_path / "eval", *views, *threshold)
     results = json.loads((tmp_path / "eval" / "predictions" / "results.json").read_text())
     plain = tmp_path / "plain"

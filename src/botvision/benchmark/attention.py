@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from botvision.attention import RelativeAttention2d, reference
 from botvision.attention.functional import fastest
 from botvision.attention.position import RelativePosition
-from botvision.benchmark.measure import DTYPES, Measurement, inference, measure, training
+from botvision.benchmark.measure import Measurement, inference, measure, training
 from botvision.config import Compute, Mode
+from botvision.precision import DTYPES
 
 TIMM = "timm"
 NO_POSITIONS = "no positions"

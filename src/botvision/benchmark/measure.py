@@ -18,12 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from botvision.config import Compute
-
-DTYPES: dict[Compute, torch.dtype] = {
-    "32": torch.float32,
-    "bf16": torch.bfloat16,
-    "16": torch.float16,
-}
+from botvision.precision import autocast
 
 Result = TypeVar("Result")
 
@@ -150,7 +145,7 @@ def inference(module: nn.Module, x: Tensor, precision: Compute) -> Callable[[], 
     """A run of ``module(x)`` without gradients, under autocast unless ``"32"``."""
 
     def run() -> Tensor:
-        with torch.no_grad(), _autocast(x, precision):
+        with torch.no_grad(), autocast(x.device.type, precision):
             out: Tensor = module(x)
             return out
 
@@ -174,14 +169,10 @@ def training(
     leaves = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
 
     def run() -> tuple[Tensor, ...]:
-        with _autocast(x, precision):
+        with autocast(x.device.type, precision):
             out = module(x)
         gradient = torch.ones_like(out) if upstream is None else upstream.to(out.dtype)
         # Unlike backward(), leaves nothing behind, so that every run is like the first.
         return torch.autograd.grad(out, leaves, gradient)
 
     return run
-
-
-def _autocast(x: Tensor, precision: Compute) -> torch.autocast:
-    return torch.autocast(x.device.type, dtype=DTYPES[precision], enabled=precision != "32")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from botvision.attention.position import AbsolutePosition, RelativePosition
-from botvision.config import Device, TableResize
+from botvision.config import Compute, Device, TableResize
 from botvision.data.classes import (
     ClassDataset,
     collate_classes,
@@ -32,6 +32,7 @@ from botvision.evaluation.classification import (
     write_confusion,
 )
 from botvision.evaluation.report import print_limit
+from botvision.precision import autocast
 from botvision.training.classifier import ClassifierInference
 from botvision.training.run import RunFolder
 from botvision.training.saved import ClassifierCard
@@ -65,11 +66,12 @@ def evaluate_classifier(
     table_resize: TableResize | None,
     batch_size: int,
     device: Device,
+    precision: Compute,
     workers: int,
     out: Path | None,
     console: Console,
 ) -> Metrics:
-    """Accuracy and calibration on class folders, in float32; arguments as of ``evaluate``."""
+    """Accuracy and calibration on class folders; arguments as of ``evaluate``."""
     splits = find_class_splits(data)
     if split is None:
         split = next(name for name in ("val", "test", "train") if name in splits)
@@ -83,7 +85,9 @@ def evaluate_classifier(
                 module.table_resize = table_resize
     images = splits[split](card.classes)
     console.print(
-        f"{images.summary()}, seen at {card.image_size} px", highlight=False, soft_wrap=True
+        f"{images.summary()}, seen at {card.image_size} px, {device}, precision {precision}",
+        highlight=False,
+        soft_wrap=True,
     )
     chosen = draw_images(len(images), limit)
     print_limit(console, len(chosen), len(images))
@@ -95,7 +99,7 @@ def evaluate_classifier(
         batch_size=batch_size,
         workers=worker_count(workers, device != "cpu"),
     )
-    evaluation_trainer(device, [evaluation]).validate(
+    evaluation_trainer(device, precision, [evaluation]).validate(
         ClassifierInference(model, card), loader, verbose=False
     )
     run_folder = RunFolder(out or (run if run.is_dir() else run.parent))
@@ -105,6 +109,7 @@ def evaluate_classifier(
         "images": len(chosen),
         "images_in_split": len(images),
         "image_size": card.image_size,
+        "precision": precision,
     }
     run_folder.write_metrics({**settings, **evaluation.metrics})
     write_class_report(run_folder, evaluation)
@@ -121,7 +126,7 @@ def write_class_report(run: RunFolder, evaluation: ClassEvaluation) -> None:
 
 
 def classifier(
-    model: nn.Module, card: ClassifierCard, device: Device
+    model: nn.Module, card: ClassifierCard, device: Device, precision: Compute
 ) -> Callable[[Sequence[Image.Image]], list[list[dict[str, Any]]]]:
     """What gives images' best classes: ``class`` and ``probability``, the best first."""
     module = ClassifierInference(model, card).to(device)
@@ -131,7 +136,8 @@ def classifier(
     def classify(images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
         seen = torch.stack([transform(image) for image in images]).to(device)
         with torch.inference_mode():
-            logits = module.validation_step((seen, torch.empty(0)), 0)
+            with autocast(device, precision):
+                logits = module.validation_step((seen, torch.empty(0)), 0)
             best = logits.softmax(dim=-1).topk(min(TOP, len(names)))
         return [
             [{"class": names[i], "probability": p} for i, p in zip(*row, strict=True)]
@@ -147,10 +153,11 @@ def predict_classes(
     batches: Iterable[list[tuple[Path, Image.Image]]],
     folder: Path,
     device: Device,
+    precision: Compute,
     console: Console,
 ) -> list[dict[str, Any]]:
     """The best classes of every image, and a sheet of the first 24: ``predictions.png``."""
-    classify = classifier(model, card, device)
+    classify = classifier(model, card, device, precision)
     listed: list[dict[str, Any]] = []
     shown: list[Image.Image] = []
     start = time.perf_counter()

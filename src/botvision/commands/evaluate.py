@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 from torchvision.models.detection import FasterRCNN
 
 from botvision.commands.classify import evaluate_classifier, refuse_flags
-from botvision.config import Device, TableResize
+from botvision.config import Device, Precision, TableResize
 from botvision.data.coco import find_splits, load_split
 from botvision.data.loading import WholeImages, collate, draw_images, eval_loader, worker_count
 from botvision.data.sources import open_data
@@ -20,6 +20,7 @@ from botvision.evaluation.callback import CocoEvaluation
 from botvision.evaluation.coco import Metrics
 from botvision.evaluation.precision_recall import write_precision_recall
 from botvision.evaluation.report import print_limit, print_metrics, write_results
+from botvision.precision import resolve_precision
 from botvision.training.inference import limit_detections
 from botvision.training.module import DetectorInference
 from botvision.training.run import RunFolder
@@ -43,11 +44,12 @@ def evaluate(
     table_resize: TableResize | None = None,
     batch_size: int | None = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     workers: int = -1,
     out: Path | None = None,
     console: Console | None = None,
 ) -> Metrics:
-    """Evaluate a run in float32 and write ``metrics.json``.
+    """Evaluate a run and write ``metrics.json``.
 
     Of a detector also ``predictions/results.json``, ``predictions/precision_recall.csv`` and
     ``plots/precision_recall.png``, of a classifier ``predictions/confusion.csv`` and
@@ -70,6 +72,7 @@ def evaluate(
         table_resize: how a classifier's position tables fit that; its own way by default.
         batch_size: images at once, of a detector also views; 32 by default, of a detector 1.
         device: where to run.
+        precision: as of a training, whose evaluation this repeats where it ran in the same one.
         workers: processes that load images; -1 chooses.
         out: folder to write to; the run folder by default.
         console: where to say what happens; the terminal by default.
@@ -80,6 +83,7 @@ def evaluate(
     """
     console = console or Console()
     device = resolve_device(device)
+    compute = resolve_precision(precision, device)
     detector, card = load_model(run)
     if isinstance(card, ClassifierCard):
         refuse_flags(
@@ -102,6 +106,7 @@ def evaluate(
             table_resize=table_resize,
             batch_size=32 if batch_size is None else batch_size,
             device=device,
+            precision=compute,
             workers=workers,
             out=out,
             console=console,
@@ -121,7 +126,9 @@ def evaluate(
     if split not in splits:
         raise UserError(f"--split {split}: {data} has only {', '.join(splits)}")
     coco = load_split(splits[split])
-    console.print(coco.summary(), highlight=False, soft_wrap=True)
+    console.print(
+        f"{coco.summary()}, {device}, precision {compute}", highlight=False, soft_wrap=True
+    )
     chosen = draw_images(len(coco), limit)
     print_limit(console, len(chosen), len(coco))
     evaluation = CocoEvaluation(
@@ -139,15 +146,20 @@ def evaluate(
         batch_size=batch_size,
         workers=worker_count(workers, device != "cpu"),
     )
-    evaluation_trainer(device, [evaluation]).validate(
+    evaluation_trainer(device, compute, [evaluation]).validate(
         DetectorInference(detector, views, batch_size=batch_size), loader, verbose=False
     )
     folder = RunFolder(out or (run if run.is_dir() else run.parent))
     write_results(folder.predictions, evaluation.results)
     write_precision_recall(folder.predictions, evaluation.curves)
     plot_precision_recall(evaluation.curves, folder.plots)
-    images = {"images": len(chosen), "images_in_split": len(coco)}
-    folder.write_metrics({"split": split, **images, **evaluation.metrics})
+    settings = {
+        "split": split,
+        "images": len(chosen),
+        "images_in_split": len(coco),
+        "precision": compute,
+    }
+    folder.write_metrics({**settings, **evaluation.metrics})
     print_metrics(console, evaluation.metrics)
     console.print(f"written to {folder.metrics}", highlight=False, soft_wrap=True)
     return evaluation.metrics

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from faster_coco_eval import mask as coco_mask
 from PIL import Image
 from rich.console import Console
 from torchvision.models.detection import FasterRCNN
 
 from botvision.commands.classify import predict_classes, print_rate, refuse_flags
-from botvision.config import Device, MaskFormat
+from botvision.config import Device, MaskFormat, Precision
 from botvision.data.categories import Categories
 from botvision.data.images import open_image
 from botvision.data.views import Views
 from botvision.errors import UserError
 from botvision.evaluation.coco import image_results, mask_polygons
 from botvision.files import write_text
+from botvision.precision import autocast, resolve_precision
 from botvision.training.inference import detect, limit_detections
 from botvision.training.saved import ClassifierCard, load_model
 from botvision.training.trainer import resolve_device
@@ -59,6 +61,7 @@ def predict(
     tile: int | None = None,
     mask_format: MaskFormat | None = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
     console: Console | None = None,
 ) -> Path:
@@ -82,6 +85,7 @@ def predict(
         mask_format: ``"rle"``, compressed, by default; or ``"polygon"``, a list x, y, x, y, ... in
             pixels for each part's outer contour: COCO's polygons cannot express holes.
         device: where to run.
+        precision: as of a training.
         out: folder to write to; ``RUN/predictions`` by default.
         console: where to say what happens; the terminal by default.
 
@@ -94,6 +98,7 @@ def predict(
     """
     console = console or Console()
     device = resolve_device(device)
+    compute = resolve_precision(precision, device)
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: give at least 1")
     model, card = load_model(run)
@@ -113,7 +118,7 @@ def predict(
         )
         folder.mkdir(parents=True, exist_ok=True)
         batches = _read_ahead(opened, batch_size)
-        listed = predict_classes(model, card, batches, folder, device, console)
+        listed = predict_classes(model, card, batches, folder, device, compute, console)
     else:
         assert isinstance(model, FasterRCNN)
         if card.task == "detection":
@@ -130,6 +135,7 @@ def predict(
             card.categories,
             mask_format or "rle",
             folder,
+            autocast(device, compute),
             console,
         )
     write_text(folder / "predictions.json", json.dumps(listed))
@@ -176,6 +182,7 @@ def _predict_instances(
     categories: Categories,
     mask_format: MaskFormat,
     folder: Path,
+    precision: torch.autocast,
     console: Console,
 ) -> list[dict[str, Any]]:
     """The instances of every image, and an overlay of each in ``folder``."""
@@ -185,7 +192,8 @@ def _predict_instances(
     drawing = 0.0
     start = time.perf_counter()
     for batch in batches:
-        found = detect(detector, [image for _, image in batch], views, batch_size=batch_size)
+        with precision:
+            found = detect(detector, [image for _, image in batch], views, batch_size=batch_size)
         for (path, image), detection in zip(batch, found, strict=True):
             size = (image.height, image.width)
             results = image_results(detection, 0, size)

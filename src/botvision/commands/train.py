@@ -14,17 +14,13 @@ from botvision.commands.train_detection import DetectionSetup
 from botvision.config import ClassificationConfig, DetectionConfig, TrainConfig
 from botvision.data.loading import StepBatches, train_loader, worker_count
 from botvision.errors import UserError
+from botvision.precision import resolve_precision
 from botvision.training.callbacks import DataWait, EventLog
 from botvision.training.job import Setup
 from botvision.training.memory import peak_memory
 from botvision.training.run import RunFolder
 from botvision.training.saved import save_model
-from botvision.training.trainer import (
-    resolve_device,
-    resolve_precision,
-    this_process,
-    training_trainer,
-)
+from botvision.training.trainer import resolve_device, this_process, training_trainer
 from botvision.visualize.curves import plot_curves
 
 

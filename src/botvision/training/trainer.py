@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from botvision.config import Device, Precision, TrainConfig
+from botvision.config import Compute, Device, TrainConfig
 from botvision.errors import UserError
 from botvision.training.callbacks import ProgressLines, ends_inside_a_step
 from botvision.training.run import RunFolder
@@ -51,16 +51,6 @@ def resolve_device(device: Device) -> Device:
     return device
 
 
-def resolve_precision(precision: Precision, device: Device) -> Precision:
-    """``"auto"`` is bf16 on CUDA and on CPUs that multiply bf16 matrices (AMX), else 32."""
-    if precision != "auto":
-        return precision
-    # Older versions of torch lack it; without it nothing is known of the CPU.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
-    amx = device == "cpu" and capabilities.get("amx_bf16", False)
-    return "bf16" if device == "cuda" or amx else "32"
-
-
 def quiet_lightning() -> None:
     """Silence Lightning's hints on topics that this project has settled."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -72,16 +62,23 @@ def quiet_lightning() -> None:
         # Which images come next is a function of the step: StepBatches goes on from there.
         ".*your dataloader is not resumable.*",
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
+        # A model is shared out by fsdp alone, which refuses a moving average.
+        ".*WeightAveraging callback with a model that overrides the configure_model callback.*",
+        # Of 1x1 kernels, whose strides differ along sides of one element alone.
+        ".*Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message)
 
 
-def evaluation_trainer(device: Device, callbacks: Sequence[Callback]) -> L.Trainer:
-    """A trainer that only validates, in float32."""
+def evaluation_trainer(
+    device: Device, precision: Compute, callbacks: Sequence[Callback]
+) -> L.Trainer:
+    """A trainer that only validates."""
     quiet_lightning()
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=1,
+        precision=_PRECISIONS[precision],
         logger=False,
         callbacks=[*callbacks],
         enable_checkpointing=False,
