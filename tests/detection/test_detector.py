@@ -3,14 +3,18 @@
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import box_iou as torchvision_iou
 from torchvision.ops import roi_align
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from botvision.attention import RelativeAttention2d
 from botvision.config import DetectorConfig
 from botvision.detection import build_detector
-from botvision.detection.detector import _FullRows
+from botvision.detection.detector import _FullRows, box_iou
 from botvision.errors import UserError
 
 TINY = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
@@ -133,6 +137,38 @@ def test_boxes_are_exact_to_the_pixel_under_autocast():
     rounded = boxes.bfloat16().float() == boxes
     assert len(boxes) > 5
     assert rounded.float().mean() < 0.5
+
+
+def test_anchors_are_exact_under_autocast():
+    """Those of torchvision in float32; of bf16 features it would round their sides."""
+    detector = small(size=512)
+    images = detector.transform([torch.zeros(3, 512, 512, dtype=torch.uint8)])[0]
+    seen = {}
+    keep = detector.rpn.anchor_generator.register_forward_hook
+    keep(lambda module, inputs, anchors: seen.update(anchors=anchors[0], maps=inputs[1]))
+    detector.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        features = detector.backbone(images.tensors)
+        detector.rpn(images, features)
+    assert seen["maps"][0].dtype == torch.bfloat16
+    ours = detector.rpn.anchor_generator
+    theirs = AnchorGenerator(ours.sizes, ours.aspect_ratios)
+    (want,) = theirs(images, [level.float() for level in seen["maps"]])
+    assert torch.equal(seen["anchors"], want)
+    assert not torch.equal(want.bfloat16().float(), want)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 20), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_iou_is_torchvisions_to_the_bit(n, m, seed):
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(count):
+        corners = torch.rand(count, 2, generator=random) * 500
+        return torch.cat([corners, corners + torch.rand(count, 2, generator=random) * 200], dim=1)
+
+    boxes, others = draw(n), draw(m)
+    assert torch.equal(box_iou(boxes, others), torchvision_iou(boxes, others))
 
 
 def test_filling_up_the_mask_heads_batch_changes_nothing(monkeypatch):
