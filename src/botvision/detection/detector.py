@@ -69,7 +69,7 @@ class FixedCanvas(nn.Module):
         return result
 
 
-class _Anchors(AnchorGenerator):
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
     """Anchors in float32: torchvision's are in the features' dtype.
 
     In bf16 a side at 500 pixels would be off by up to 1 and at 1000 by up to 2, of anchors that
