@@ -160,7 +160,7 @@ def test_eval_gives_what_pycocotools_gives(capsys, tiny_run, tiny_data, tmp_path
 
 
 def test_eval_in_the_runs_precision_finds_what_the_run_found(capsys, tiny_data, tmp_path):
-    """Of which detections there are, to the bit; float32 finds something else."""
+    """To the bit; float32 finds something else."""
     bf16 = ["--precision", "bf16"]
     run(capsys, "train", tiny_data, *TINY_SETTINGS, *bf16, "--max-steps", 4, "--out", tmp_path)
     path = tmp_path / "predictions" / "results.json"
