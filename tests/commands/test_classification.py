@@ -61,7 +61,7 @@ def losses(out):
 
 
 def state(out):
-    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def test_train_writes_the_run_folder(run):

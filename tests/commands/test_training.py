@@ -106,7 +106,10 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
         (["--max-steps", -1], "--max-steps -1: give at least 0"),
         (["--max-instances", -1], "--max-instances -1: give at least 1, or 0 for all"),
         (["--freeze-stages", 7], "--freeze-stages 7: give 0 to 5"),
-        (["--model-args", "{positon: none}"], "--model-args: botnet50 does not take {"),
+        (
+            ["--model-args", "{positon: none}"],
+            "--model-args: botnet50 does not take 'positon'; did you mean 'position'?",
+        ),
         (["--model-args", "{blocks: 2}"], "--model-args: botnet50 does not take {"),
         (["--weights", "nowhere.pth"], "nowhere.pth: no such weights file"),
         (

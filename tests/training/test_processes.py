@@ -76,7 +76,7 @@ def test_sharded_weights_train_like_whole_ones(runs, tmp_path):
     losses = [[e["loss"] for e in lines if e["event"] == "train"] for lines in events]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert {name: t.shape for name, t in whole.items()} == {n: t.shape for n, t in sharded.items()}
-    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in whole.items():
         torch.testing.assert_close(state[f"detector.{name}"], tensor, rtol=1e-4, atol=1e-6)
 

@@ -36,7 +36,7 @@ def train_and_kill(lines, data, out, *more):
 
 
 def state(out):
-    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def assert_same(one, other):

@@ -104,7 +104,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             loader,
             job.val_loader if config.eval_steps else None,
             ckpt_path=run.checkpoint if start else None,
-            weights_only=False,
+            weights_only=True,
         )
     stop = trainer.global_step
     if stop < steps:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import timm
+import torch
 from timm.layers.squeeze_excite import SEModule
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -22,7 +23,7 @@ from botvision.models.surgery import to_botnet
 
 
 def _options(function: Callable[..., Any]) -> set[str]:
-    parameters = inspect.signature(function).parameters.items()
+    parameters = _parameters(function).items()
     return {name for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
@@ -34,6 +35,8 @@ class BotNet(ResNet):
     while the published parameters count it in every block.
     """
 
+    surgery = staticmethod(to_botnet)
+
     def __init__(
         self,
         *args: Any,
@@ -42,9 +45,9 @@ class BotNet(ResNet):
         **kwargs: Any,
     ) -> None:
         """Build the ResNet (last batch norm of each block zero, as in the paper) and operate."""
-        surgery = {name: kwargs.pop(name) for name in _options(to_botnet) & kwargs.keys()}
+        options = {name: kwargs.pop(name) for name in _options(to_botnet) & kwargs.keys()}
         super().__init__(*args, **kwargs)
-        to_botnet(self, img_size, **surgery)
+        to_botnet(self, img_size, **options)
         if not se_in_bot:
             blocks: Any = self.layer4
             for block in blocks:
@@ -54,6 +57,8 @@ class BotNet(ResNet):
 
 class InsertedBotNet(ResNet):
     """timm's ResNet after :func:`insert_bot`; the options are those of both."""
+
+    surgery = staticmethod(insert_bot)
 
     def __init__(
         self,
@@ -303,6 +308,40 @@ def list_models() -> list[str]:
     return list(default_cfgs)
 
 
+def check_model_args(name: str, model_args: Mapping[str, Any]) -> None:
+    """Refuse what the architecture's constructor does not take.
+
+    Model arguments come from configuration and weights files of others, while ``timm.create_model``
+    also takes arguments that open files and connections.
+
+    Raises:
+        UserError: no such model, or an argument that it does not take.
+    """
+    if not model_args:
+        return
+    with torch.device("meta"):
+        network = type(create_model(name))
+    known = set().union(*(_arguments(base) for base in network.__mro__))
+    known -= _parameters(timm.create_model).keys()
+    for argument in model_args:
+        if argument not in known:
+            close = difflib.get_close_matches(argument, known, 1)
+            hint = (
+                f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}"
+            )
+            raise UserError(f"--model-args: {name} does not take {argument!r}; {hint}")
+
+
+def _arguments(network: type) -> set[str]:
+    surgery = vars(network).get("surgery")
+    own = set(_parameters(vars(network)["__init__"])) if "__init__" in vars(network) else set()
+    return own | (_options(surgery.__func__) if surgery is not None else set())
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
 def create_model(
     name: str,
     *,
@@ -331,7 +370,13 @@ def create_model(
         close = difflib.get_close_matches(architecture, timm.list_models(), 3)
         hint = f"did you mean {', '.join(close)}?" if close else "see `botvision models`"
         raise UserError(f"no model is named {name!r}; {hint}")
-    pretrained_cfg = timm.get_pretrained_cfg(name)
+    try:
+        pretrained_cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")[:5]) or "none"
+        raise UserError(
+            f"no weights of {architecture} have that name: {name}; timm has {tags}"
+        ) from error
     fixed_size = pretrained_cfg is not None and pretrained_cfg.fixed_input_size
     if image_size is not None and (architecture in BOTNETS or fixed_size):
         kw["img_size"] = image_size

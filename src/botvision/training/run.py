@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -51,15 +52,15 @@ class RunFolder:
         step = 0
         if self.checkpoint.exists():
             try:
-                step = int(
-                    torch.load(self.checkpoint, map_location="cpu", mmap=True, weights_only=False)[
-                        "global_step"
-                    ]
+                # A checkpoint of a stranger is not to run code.
+                content = torch.load(
+                    self.checkpoint, map_location="cpu", mmap=True, weights_only=True
                 )
-            except (RuntimeError, KeyError, EOFError, OSError) as error:
+                step = int(content["global_step"])
+            except (RuntimeError, KeyError, EOFError, OSError, UnpicklingError) as error:
                 raise UserError(
-                    f"{self.checkpoint}: not a readable checkpoint ({error}); delete it to start "
-                    "the run again"
+                    f"{self.checkpoint}: not a readable checkpoint of tensors and plain values; "
+                    "delete it to start the run again"
                 ) from error
         if self.writes:
             self._forget_after(step)

@@ -27,7 +27,7 @@ from botvision.config import (
 from botvision.data.categories import Categories
 from botvision.detection import build_detector
 from botvision.errors import UserError
-from botvision.models import create_model
+from botvision.models import check_model_args, create_model
 from botvision.training.sharding import whole_tensors
 
 
@@ -68,6 +68,7 @@ class DetectorCard:
 
     def build(self) -> FasterRCNN:
         """The detector, its weights drawn at random."""
+        check_model_args(self.model, self.model_args)
         return build_detector(
             self.model,
             len(self.categories),
@@ -115,6 +116,7 @@ class ClassifierCard:
 
     def build(self, **regularisation: Any) -> nn.Module:
         """The classifier, its weights drawn at random; ``regularisation`` in timm's words."""
+        check_model_args(self.model, self.model_args)
         try:
             model = create_model(
                 self.model,
