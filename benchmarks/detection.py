@@ -21,11 +21,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from botvision.benchmark.measure import Measurement, measure
-from botvision.benchmark.report import header
+from botvision.bench.measure import Measurement, measure
+from botvision.bench.report import header
 from botvision.detection import build_detector
+from botvision.device import DTYPES, autocast
 from botvision.files import write_text
-from botvision.precision import DTYPES, autocast
 
 THEIRS = "torchvision's maskrcnn_resnet50_fpn"
 OBJECTS = 7  # an image, as in COCO

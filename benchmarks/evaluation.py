@@ -24,8 +24,8 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.table import Table
 
-from botvision.benchmark.measure import alternate
-from botvision.benchmark.report import header
+from botvision.bench.measure import alternate
+from botvision.bench.report import header
 from botvision.evaluation.coco import Metrics, coco_metrics, load_ground_truth
 from botvision.files import write_text
 

@@ -23,9 +23,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 import torch
 from rich.console import Console
 
-from botvision.benchmark.models import bench_models
-from botvision.benchmark.report import collect, header, model_table
-from botvision.commands.bench import bench_attention, bench_model
+from botvision.bench.models import bench_models
+from botvision.bench.report import collect, header, model_table
+from botvision.bench.run import bench_attention, bench_model
 from botvision.models import create_model
 
 ROOT = Path(__file__).parent.parent

@@ -2,7 +2,7 @@
 
 import pytest
 
-from botvision.cli import main
+from botvision.cli.main import main
 
 
 def run(capsys, *arguments):

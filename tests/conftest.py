@@ -23,7 +23,7 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tmp_path_factory):
     """A finished run of 8 steps on ``tiny_data``; tests must not write into it."""
-    from botvision.cli import main
+    from botvision.cli.main import main
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
     steps = ["--max-steps", "8", "--eval-steps", "4", "--out", str(out)]

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from botvision.cli import main
+from botvision.cli.main import main
 from botvision.training.run import RunFolder
 
 LOG = RunFolder.log

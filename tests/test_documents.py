@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from botvision import parsers
-from botvision.cli import COMMANDS
+from botvision.cli import parsers
+from botvision.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide.md"

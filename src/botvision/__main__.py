@@ -1,5 +1,5 @@
 """``python -m botvision`` is the command ``botvision``."""
 
-from botvision.cli import main
+from botvision.cli.main import main
 
 main()

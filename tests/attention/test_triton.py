@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from botvision.attention import RelativeAttention2d, flex, functional, implementations, reference
 
 triton = pytest.importorskip(
-    "botvision.attention.triton", reason="needs Triton", exc_type=ImportError
+    "botvision.attention.triton_attention", reason="needs Triton", exc_type=ImportError
 )
 
 HAS_GPU = torch.cuda.is_available()
@@ -206,7 +206,7 @@ COMPILE = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from botvision.attention import triton as ours
+from botvision.attention import triton_attention as ours
 
 capability, launches, block_w = int(sys.argv[1]), getattr(ours, sys.argv[2]), int(sys.argv[3])
 ints = "image_stride head_stride token_stride heads tokens height width padded_width"

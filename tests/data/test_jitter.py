@@ -3,7 +3,8 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as oracle
 
-from botvision.data.jitter import LargeScaleJitter, View
+from botvision.data.jitter import LargeScaleJitter
+from botvision.data.transforms import CropResizeFlip
 from botvision.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -73,7 +74,7 @@ def test_the_image_is_what_pillow_makes_of_the_crop():
         assert seen.permute(1, 2, 0).is_contiguous()
         seen = seen.permute(1, 2, 0).numpy().astype(int)
         cropped = np.asarray(image.crop(view.box))
-        whole = View((0, 0, *cropped.shape[1::-1]), view.height, view.width, view.flip)
+        whole = CropResizeFlip((0, 0, *cropped.shape[1::-1]), view.height, view.width, view.flip)
         assert np.abs(seen - by_pillow(cropped, whole)).max() <= 1
         # Away from the crop's borders also of the whole image.
         y, x = (
@@ -103,13 +104,15 @@ def test_boxes_are_scaled_shifted_clipped_and_mirrored():
 def test_masks_at_identity_are_the_oracles():
     parts = polygons()
     expected = np.stack([decode(p) for p in parts])
-    identity = View((0, 0, WIDTH, HEIGHT), HEIGHT, WIDTH)
+    identity = CropResizeFlip((0, 0, WIDTH, HEIGHT), HEIGHT, WIDTH)
     for segmentations in (parts, [rle_of(m) for m in expected]):
         masks, visible = seen_of(identity, segmentations)
         assert visible.all()
         assert masks.dtype == np.uint8
         np.testing.assert_array_equal(masks, expected)
-        mirrored, _ = seen_of(View((0, 0, WIDTH, HEIGHT), HEIGHT, WIDTH, flip=True), segmentations)
+        mirrored, _ = seen_of(
+            CropResizeFlip((0, 0, WIDTH, HEIGHT), HEIGHT, WIDTH, flip=True), segmentations
+        )
         np.testing.assert_array_equal(mirrored, expected[:, :, ::-1])
 
 
@@ -135,7 +138,7 @@ def test_small_rle_masks_are_exactly_the_resized_ones(scale):
     for mask in masks:
         y, x = rng.integers(0, [HEIGHT, WIDTH])
         mask[y : y + rng.integers(1, 7), x : x + rng.integers(1, 7)] = 1
-    view = View((0, 0, WIDTH, HEIGHT), int(HEIGHT * scale), int(WIDTH * scale))
+    view = CropResizeFlip((0, 0, WIDTH, HEIGHT), int(HEIGHT * scale), int(WIDTH * scale))
     expected = np.stack([by_pillow(m * np.uint8(255), view) >= 128 for m in masks])
     seen, visible = seen_of(view, [rle_of(m) for m in masks])
     np.testing.assert_array_equal(visible, expected.any(axis=(1, 2)))
@@ -160,7 +163,7 @@ def test_polygon_masks_are_near_the_resized_ones():
 
 def test_a_polygon_seen_larger_has_smooth_edges():
     triangle = [[10.0, 10.0, 20.0, 10.0, 10.0, 20.0]]
-    view = View((8, 8, 24, 24), 256, 256)
+    view = CropResizeFlip((8, 8, 24, 24), 256, 256)
     masks, _ = seen_of(view, [triangle])
     y, x = np.mgrid[:256, :256] + 0.5
     expected = (x > 32) & (y > 32) & (x + y < 64 + 160)
@@ -170,14 +173,14 @@ def test_a_polygon_seen_larger_has_smooth_edges():
 def test_a_mask_out_of_the_view_is_left_out():
     far = decode([[150.0, 80, 180, 80, 180, 110]])
     near = decode([[10.0, 10, 40, 10, 40, 40]])
-    view = View((0, 0, 60, 60), 30, 30)
+    view = CropResizeFlip((0, 0, 60, 60), 30, 30)
     masks, visible = seen_of(view, [rle_of(far), rle_of(near), [[150.0, 80, 180, 80, 180, 110]]])
     assert visible.tolist() == [False, True, False]
     assert masks.shape == (1, 30, 30)
     # In the view, but too thin to reach half of any pixel of it.
     thin = np.zeros((HEIGHT, WIDTH), np.uint8)
     thin[:, 21] = 1
-    masks, visible = seen_of(View((0, 0, WIDTH, HEIGHT), 12, 20), [rle_of(thin)])
+    masks, visible = seen_of(CropResizeFlip((0, 0, WIDTH, HEIGHT), 12, 20), [rle_of(thin)])
     assert visible.tolist() == [False]
     assert masks.shape == (0, 12, 20)
     masks, visible = seen_of(view, [])
@@ -217,7 +220,7 @@ def test_an_image_that_fits_is_seen_whole():
     view = LargeScaleJitter((100, 400), (1.0, 1.0), flip=False).sample(
         np.random.default_rng(0), HEIGHT, WIDTH
     )
-    assert view == View((0, 0, WIDTH, HEIGHT), 100, 167, False)
+    assert view == CropResizeFlip((0, 0, WIDTH, HEIGHT), 100, 167, False)
 
 
 def test_a_square_that_is_twice_too_large_is_cropped_on_the_pixel_grid():

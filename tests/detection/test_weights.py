@@ -16,11 +16,11 @@ from torchvision.models.detection import (
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from botvision.cli.parsers import parse_train
 from botvision.config import DetectorConfig
 from botvision.detection import build_detector
 from botvision.detection.weights import load_detector_weights
 from botvision.errors import UserError
-from botvision.parsers import parse_train
 
 COCO = tuple(
     name for name in MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:] if name != "N/A"

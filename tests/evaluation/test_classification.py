@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from botvision.evaluation.classification import ClassEvaluation, write_confusion
+from botvision.evaluation.classification import ClassificationEvaluator, write_confusion
 from botvision.training.trainer import SCORE
 
 TRAINER = SimpleNamespace(global_step=5)
@@ -18,7 +18,7 @@ MODULE = SimpleNamespace(
 
 
 def evaluate(logits, labels, classes, cuts=(7, 11)):
-    evaluation = ClassEvaluation(classes)
+    evaluation = ClassificationEvaluator(classes)
     evaluation.on_validation_epoch_start(TRAINER, MODULE)
     for part in np.split(np.arange(len(labels)), cuts):
         if len(part):

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import botvision
 from botvision.attention import RelativeAttention2d
-from botvision.commands.models import model_figures
+from botvision.cli.models import model_figures
 from botvision.models import insert_bot, insert_non_local
 from botvision.models.ablations import NonLocal2d, new_parts
 

@@ -9,7 +9,7 @@ import torch
 
 import botvision
 from botvision.attention import RelativeAttention2d
-from botvision.commands.models import model_figures
+from botvision.cli.models import model_figures
 from botvision.errors import UserError
 from botvision.models import BOTNETS
 

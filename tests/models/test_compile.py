@@ -6,7 +6,7 @@ from timm.models.resnet import Bottleneck, ResNet
 
 from botvision.models import create_model, to_botnet
 
-IMPLEMENTATIONS = ["auto", "chunked", "flash", "reference"]
+IMPLEMENTATIONS = ["auto", "chunked", "sdpa", "reference"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import botvision
-from botvision.commands.models import model_figures
+from botvision.cli.models import model_figures
 from botvision.models.published import PUBLISHED
 
 # The first version of the paper gives squeeze and excitation to the ResNet's blocks alone; what

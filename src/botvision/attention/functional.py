@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from botvision.attention import chunked, flash, flex, reference
+from botvision.attention import chunked, flex, reference, sdpa
 from botvision.attention.position import relative_logits
 
 try:
-    from botvision.attention import triton
+    from botvision.attention import triton_attention as triton
 except ImportError:  # Triton is made for Linux alone.
     triton = None  # type: ignore[assignment]
 
@@ -22,7 +22,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 _IMPLEMENTATIONS: dict[str, Attend] = {
     "reference": reference.attend,
     "chunked": chunked.attend,
-    "flash": flash.attend,
+    "sdpa": sdpa.attend,
     "flex": flex.attend,
 }
 if triton is not None:
@@ -37,7 +37,7 @@ _KEPT_CELLS_HALF = 300
 def implementations(device: torch.device | str) -> list[str]:
     """Names of the implementations that run on ``device``; ``"reference"`` is always among them."""
     device = torch.device(device)
-    names = ["reference", "flash"]
+    names = ["reference", "sdpa"]
     if device.type == "cpu":
         names.append("chunked")
     if device.type == "cuda" and triton is not None:
@@ -89,7 +89,7 @@ def fastest(q: Tensor, *, trained: bool) -> str:
         return "reference" if trained and tokens < kept else "chunked"
     if triton is not None and triton.available(q.device) and triton.fits(q):
         return "triton"
-    return "flash"
+    return "sdpa"
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:

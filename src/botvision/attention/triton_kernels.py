@@ -1,4 +1,4 @@
-"""The kernels of :mod:`botvision.attention.triton`, whose docstring says how they work."""
+"""The kernels of :mod:`botvision.attention.triton_attention`, which says how they work."""
 
 # Triton has no types, and its kernels no annotations but constexpr.
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, untyped-decorator"

@@ -13,8 +13,8 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from botvision.data.categories import Categories
-from botvision.data.jitter import Segmentation
 from botvision.data.rle import run_lengths
+from botvision.data.transforms import Segmentation
 from botvision.errors import UserError
 
 T = TypeVar("T")
@@ -179,6 +179,8 @@ def _read(
             raise UserError(
                 f"{file}: {section}[{place}] has no {error}; correct that entry or export again"
             ) from None
+        except UserError:
+            raise
         except (AttributeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file}: {section}[{place}] is malformed ({error}); correct that entry or export "

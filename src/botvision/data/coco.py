@@ -3,10 +3,11 @@
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,6 +26,11 @@ LAYOUT = (
 
 # Tensors by name, and `Masks`.
 Target = dict[str, Any]
+Batch = tuple[list[Tensor], list[Target]]
+# Whole images as PIL has them, and their ids.
+EvalBatch = tuple[list[Image.Image], list[int]]
+_Image = TypeVar("_Image")
+_Target = TypeVar("_Target")
 
 
 @dataclass(frozen=True)
@@ -250,3 +256,28 @@ def _missing(folder: Path, file_names: tuple[str, ...]) -> list[str]:
         present = {f.name for f in parent.iterdir()} if parent.is_dir() else set()
         missing += [name for name in names if Path(name).name not in present]
     return missing
+
+
+class WholeImages(Dataset[tuple[Image.Image, int]]):
+    """The RGB images of a split as they are in their files, each with its id."""
+
+    def __init__(self, data: CocoData) -> None:
+        """Take a split."""
+        self.data = data
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Read one image; raises UserError as `open_image`."""
+        annotations = self.data.annotations
+        width, height = annotations.sizes[index].tolist()
+        image = open_image(self.data.image_path(index), (width, height))
+        return image, int(annotations.image_ids[index])
+
+
+def collate(samples: list[tuple[_Image, _Target]]) -> tuple[list[_Image], list[_Target]]:
+    """Lists, since images and instances differ in size and number."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)

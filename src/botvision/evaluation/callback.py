@@ -12,15 +12,14 @@ import torch.distributed
 from lightning.pytorch import Callback
 
 from botvision.data.categories import Categories
-from botvision.data.coco import CocoData
-from botvision.data.loading import EvalBatch
+from botvision.data.coco import CocoData, EvalBatch
 from botvision.evaluation.coco import Metrics, coco_metrics, image_results, load_ground_truth
 from botvision.evaluation.labels import LabelMap
 from botvision.evaluation.precision_recall import PrecisionRecall
 from botvision.training.trainer import SCORE
 
 
-class CocoEvaluation(Callback):
+class CocoEvaluator(Callback):
     """Collects detections over a validation run and computes COCO's metrics at its end.
 
     ``results``, ``metrics``, ``curves`` and ``step`` hold the last run's. In training
@@ -75,7 +74,7 @@ class CocoEvaluation(Callback):
                     self.results.append({**result, "category_id": category})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Compute the metrics, of what all processes found."""
+        """Dtype the metrics, of what all processes found."""
         self.results = _gathered(self.results)
         self.metrics, self.curves = coco_metrics(
             self.truth,

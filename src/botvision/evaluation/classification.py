@@ -23,7 +23,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from botvision.data.classes import ClassBatch
+from botvision.data.image_folder import ClassificationBatch
 from botvision.files import write_text
 from botvision.training.trainer import SCORE
 
@@ -34,7 +34,7 @@ _CLASSES_SHOWN = 20
 _CALIBRATION_BINS = 15
 
 
-class ClassEvaluation(Callback):
+class ClassificationEvaluator(Callback):
     """Sums up a validation run, over all processes, and computes the metrics at its end.
 
     ``metrics``, ``confusion`` (true class, predicted class) and ``step`` hold the last run's. In
@@ -79,7 +79,7 @@ class ClassEvaluation(Callback):
         trainer: L.Trainer,
         module: L.LightningModule,
         outputs: Any,
-        batch: ClassBatch,
+        batch: ClassificationBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -92,7 +92,7 @@ class ClassEvaluation(Callback):
         self.sums["loss"].update(F.cross_entropy(logits, labels), weight=len(labels))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Compute the metrics."""
+        """Dtype the metrics."""
         values = {name: metric.compute().cpu() for name, metric in self.sums.items()}
         self.confusion = confusion = values.pop("confusion")
         images, right = confusion.sum(dim=1), confusion.diag()

@@ -11,7 +11,7 @@ from timm import optim as timm_optim
 from torch import nn
 
 from botvision.config import TrainConfig
-from botvision.data.loading import seed_everything
+from botvision.data.samplers import seed_everything
 from botvision.training.schedule import learning_rate_factor
 
 

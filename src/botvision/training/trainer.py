@@ -21,11 +21,11 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from botvision.config import Compute, Device, TrainConfig
+from botvision.config import Device, Dtype, TrainConfig
 from botvision.errors import UserError
 from botvision.training.callbacks import ProgressLines, ends_inside_a_step
+from botvision.training.fsdp import WholeEvaluation
 from botvision.training.run import RunFolder
-from botvision.training.sharding import WholeEvaluation
 
 # What an evaluation logs for early stopping: its main metric, larger being better.
 SCORE = "score"
@@ -71,7 +71,7 @@ def quiet_lightning() -> None:
 
 
 def evaluation_trainer(
-    device: Device, precision: Compute, callbacks: Sequence[Callback]
+    device: Device, precision: Dtype, callbacks: Sequence[Callback]
 ) -> L.Trainer:
     """A trainer that only validates."""
     quiet_lightning()

@@ -1,0 +1,1 @@
+"""The command ``botvision``: it parses, calls the Python API and prints."""

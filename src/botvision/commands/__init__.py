@@ -1,1 +1,0 @@
-"""The command's subcommands, one file each."""

@@ -1,0 +1,93 @@
+"""Which images come when: in training a function of seed and step only."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from botvision.errors import UserError
+
+
+class StepBatches(Sampler[list[tuple[int, int]]]):
+    """The keys (epoch, index) of each step's images, from step ``start`` on.
+
+    The run is one stream of samples, shuffled anew each epoch by (seed, epoch) and cut into
+    batches, so a batch may end one epoch and begin the next and no image is left out. What a step
+    trains on is a function of seed and step, wherever an interrupted run starts again.
+
+    A step's images go through the model in ``accumulate`` parts, each cut evenly among
+    ``processes``, of which this is number ``rank``.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        steps: int,
+        *,
+        seed: int,
+        start: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Take the size of the data and of the run; ``batch_size`` is a step's."""
+        self.images, self.batch_size, self.steps = images, batch_size, steps
+        self.seed, self.start = seed, start
+        self.accumulate, self.rank, self.processes = accumulate, rank, processes
+
+    def __len__(self) -> int:
+        """Count the run's batches, those before ``start`` included."""
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the keys of each batch from step ``start`` on."""
+        part = self.batch_size // (self.accumulate * self.processes)
+        for keys in self._steps():
+            for first in range(self.rank * part, self.batch_size, self.processes * part):
+                yield keys[first : first + part]
+
+    def _steps(self) -> Iterator[list[tuple[int, int]]]:
+        order: NDArray[np.int64] = np.empty(0, np.int64)
+        shuffled = -1
+        for step in range(self.start, self.steps):
+            keys = []
+            for sample in range(step * self.batch_size, (step + 1) * self.batch_size):
+                epoch, position = divmod(sample, self.images)
+                if epoch != shuffled:
+                    order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
+                    shuffled = epoch
+                keys.append((epoch, int(order[position])))
+            yield keys
+
+
+def sample_images(images: int, limit: int | None) -> list[int]:
+    """Indices of ``limit`` of the images, drawn at random but always the same, in order.
+
+    The first ones would be of a single class where files are sorted by it. More images include
+    those of fewer; all, if no limit is less than that.
+
+    Raises:
+        UserError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: give at least 1")
+    order = np.random.default_rng(0).permutation(images)
+    return sorted(order[:limit].tolist())
+
+
+def seed_everything(*numbers: int) -> int:
+    """Seed what timm's transforms and Mixup draw from: Python, NumPy and torch on the CPU.
+
+    Returns the seed. (``torch.manual_seed`` takes longer than an image of CIFAR.)
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, what they draw from
+    torch.default_generator.manual_seed(seed)
+    return seed

@@ -1,0 +1,1 @@
+"""Train, evaluate and predict: the Python API, for detection and for classification."""

@@ -1,0 +1,130 @@
+"""``botvision bench`` as a user meets it."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from PIL import Image
+
+from botvision.bench import run as bench
+from botvision.cli.main import main
+from class_files import write_classes
+from commandline import fail
+
+TINY = ["attention", "--dim", "16", "--heads", "2", "--seconds", "0.001", "--device", "cpu"]
+
+
+def test_attention_prints_saves_and_draws(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "100")
+    rows = []
+    measure = bench.bench_attention
+    monkeypatch.setattr(bench, "bench_attention", lambda **given: rows.extend(measure(**given)))
+    files = ["--json", str(tmp_path / "new" / "rows.json"), "--plot", str(tmp_path / "rows.png")]
+    main(["bench", *TINY, "--sizes", "3", "2x4", "--impl", "reference", "chunked", *files])
+    printed = capsys.readouterr()
+    assert max(map(len, printed.out.splitlines())) <= 100
+    assert printed.out.count("2x4") == 4 and printed.out.count("(auto)") == 8
+    for title in ("forward, precision 32", "train, precision bf16"):
+        assert title in printed.out
+    assert "train, bf16, map 2x4 (8 of 8)" in printed.err
+
+    saved = json.loads((tmp_path / "new" / "rows.json").read_text())
+    assert saved["rows"] == [asdict(row) for row in rows] and len(rows) == 8 * 5
+    assert saved["kind"] == "attention"
+    assert set(saved["machine"]) == {"cpu", "cores", "threads", "gpu", "platform"}
+    assert {"python", "torch", "timm", "botvision"} <= set(saved["versions"])
+    assert saved["settings"]["sizes"] == [[3, 3], [2, 4]]
+    picture = Image.open(tmp_path / "rows.png").convert("RGB")
+    assert picture.width > 1500 and picture.height > 800
+    assert len(picture.getcolors(2**24)) > 100
+
+
+def test_an_interrupted_run_keeps_what_it_measured(capsys, monkeypatch, tmp_path):
+    bench_map = bench.attention._bench_map
+
+    def interrupted(settings, mode, precision, size):
+        if size == (2, 4):
+            raise KeyboardInterrupt
+        return bench_map(settings, mode, precision, size)
+
+    monkeypatch.setattr(bench.attention, "_bench_map", interrupted)
+    files = ["--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "rows.png")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *TINY, "--sizes", "3", "2x4", *files])
+    assert stopped.value.code == 130
+    assert "3x3" in capsys.readouterr().out
+    assert {row["width"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]} == {3}
+    assert Image.open(tmp_path / "rows.png").width > 1000
+
+
+def test_models(capsys, tmp_path):
+    path = tmp_path / "rows.json"
+    models = ["resnet18@32", "botnet50@64"]
+    main(["bench", "model", *models, "--seconds", "0.001", "--device", "cpu", "--json", str(path)])
+    out = capsys.readouterr().out
+    assert "resnet18" in out and "1.00x" in out
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["model"], row["image_size"]) for row in rows] == [
+        *(("resnet18@32", 32), ("botnet50@64", 64)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], 'expected "benchmark" to be one of {attention,model,data}'),
+        (["layers"], "invalid choice: 'layers'"),
+        (["attention", "--sizes", "0"], "--sizes 0: give cells"),
+        (["attention", "--sizes", "3x"], "--sizes 3x: give cells"),
+        (["attention", "--sizes", "3", "2x3x4"], "--sizes 2x3x4: give cells"),
+        (
+            ["attention", "--impl", "fast"],
+            "--impl fast: on cpu there are reference, sdpa, chunked",
+        ),
+        (["attention", "--dim", "12"], "--dim 12: give a multiple of 8"),
+        (["attention", "--dim", "40", "--heads", "3"], "--dim 40: give a multiple of 8 and of"),
+        (["attention", "--heads", "0"], "--heads 0: give more than 0"),
+        (["attention", "--batch-size", "-1"], "--batch-size -1: give more than 0"),
+        (["attention", "--seconds", "0"], "--seconds 0.0: give more than 0"),
+        (["attention", "--precision", "8"], "Got value: 8"),
+        (["attention", "--plot", "rows.jpg"], "--plot rows.jpg: give a file that ends in .png"),
+        (["attention", "--json", "/dev/null/rows.json"], "--json /dev/null/rows.json: no such"),
+        (["attention", "--plot", "/dev/null/rows.png"], "--plot /dev/null/rows.png: no such"),
+        (["attention", "--json", "/"], "--json /: cannot be written"),
+        (["model", "resnett50"], "did you mean resnet50"),
+        (["model", "resnet50@"], "resnet50@: give NAME, or NAME@PX"),
+        (["model", "resnet50@0"], "resnet50@0: give NAME, or NAME@PX"),
+        (["model", "--image-size", "0"], "--image-size 0: give more than 0"),
+    ],
+)
+def test_wrong_input_is_one_line(capsys, arguments, message):
+    device = ["--device", "cpu"] if len(arguments) > 1 else []
+    assert message in fail(capsys, "bench", *arguments, *device)
+
+
+def test_data_pipelines_are_timed_side_by_side(capsys, tmp_path, tiny_data):
+    classes = write_classes(tmp_path / "classes")
+    for data, size, rows in (
+        (classes, 24, ["decoding and resizing alone", "evaluation", "training", "rand-m9-n1"]),
+        (tiny_data, 64, ["torchvision's", "the same, Pillow", "large-scale jitter", "decoding"]),
+    ):
+        saved = tmp_path / "rows.json"
+        more = ["--images", "4", "--seconds", "0.01", "--policy", "rand-m9-n1"]
+        main(["bench", "data", str(data), "--image-size", str(size), *more, "--json", str(saved)])
+        printed = capsys.readouterr().out
+        assert f"to {size} px, one process on one core" in printed
+        content = json.loads(saved.read_text())
+        assert content["kind"] == "data" and content["settings"]["image_size"] == size
+        for row, name in zip(content["rows"], rows, strict=True):
+            assert name in row["pipeline"]
+            assert row["images_per_second"] > 0
+            first = content["rows"][0]["images_per_second"]
+            assert row["ratio"] == pytest.approx(row["images_per_second"] / first)
+
+
+def test_data_that_cannot_be_read_is_one_line(capsys, tmp_path):
+    classes = write_classes(tmp_path / "classes")
+    for file in (classes / "train").rglob("*.png"):
+        file.write_bytes(b"no image")
+    assert "cannot be read as an image" in fail(capsys, "bench", "data", classes)
+    assert "--images 0" in fail(capsys, "bench", "data", classes, "--images", 0)

@@ -1,0 +1,237 @@
+"""What several views of an image give together, against where the objects were drawn."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import nn
+
+from botvision.config import DetectorConfig
+from botvision.data.transforms import fit_image
+from botvision.detection import build_detector
+from botvision.detection.inference import detect
+from botvision.detection.tta import TTA
+from botvision.errors import UserError
+from botvision.evaluation.coco import encode_mask
+
+
+class Finder(nn.Module):
+    """Finds what is bright in each colour channel, as classes 1 to 3, best first.
+
+    Nothing below 4 pixels, as real detectors; what it sees later, it is surer of.
+    """
+
+    def __init__(self, size, largest=1000):
+        super().__init__()
+        self.anywhere = nn.Parameter(torch.zeros(()))
+        self.transform = SimpleNamespace(size=size)
+        self.roi_heads = SimpleNamespace(nms_thresh=0.5, detections_per_img=100)
+        self.largest = largest
+        self.calls = []
+        self.seen = 0
+
+    def forward(self, images):
+        self.calls.append((self.transform.size, len(images)))
+        if self.transform.size > self.largest:
+            raise AssertionError(f"takes {self.largest} pixels at most\nand more of it")
+        return [self.find(image) for image in images]
+
+    def find(self, image):
+        assert image.dtype == torch.uint8 and max(image.shape[1:]) <= self.transform.size
+        self.seen += 1
+        found = {"boxes": [], "labels": [], "scores": [], "masks": []}
+        for channel in (2, 1, 0):
+            plane = image[channel]
+            rows, columns = (torch.nonzero((plane > 127).any(dim=d))[:, 0] for d in (1, 0))
+            if min(len(rows), len(columns)) < 4:
+                continue
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            x0, y0, x1, y1 = map(int, box)
+            patch = plane[None, None, y0:y1, x0:x1] / 255.0
+            found["boxes"].append([float(n) for n in box])
+            found["labels"].append(channel + 1)
+            found["scores"].append(0.5 + self.seen / 1000 + channel / 10000)
+            found["masks"].append(nn.functional.interpolate(patch, (28, 28), mode="bilinear")[0])
+        masks = found.pop("masks")
+        out = {name: torch.tensor(value) for name, value in found.items()}
+        out["boxes"], out["labels"] = out["boxes"].reshape(-1, 4), out["labels"].long()
+        return {**out, "masks": torch.stack(masks) if masks else torch.zeros(0, 1, 28, 28)}
+
+
+def picture(width, height, *boxes):
+    """Black, with one bright box in each colour."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for channel, (x0, y0, x1, y1) in enumerate(boxes):
+        pixels[y0:y1, x0:x1, channel] = 255
+    return Image.fromarray(pixels)
+
+
+def located(detection):
+    """Boxes by label; every label once."""
+    labels = detection["labels"].tolist()
+    assert len(set(labels)) == len(labels), labels
+    return dict(zip(labels, detection["boxes"].tolist(), strict=True))
+
+
+def config(**more):
+    return DetectorConfig(
+        fpn_channels=16,
+        anchor_sizes=(8, 16, 32, 64, 128),
+        rpn_pre_nms=(100, 100),
+        rpn_post_nms=(50, 50),
+        box_head_dim=32,
+        mask_convs=1,
+        mask_channels=16,
+        score_threshold=0.0,
+        max_detections=20,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """A real detector of 64 px."""
+    torch.manual_seed(0)
+    args = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
+    return build_detector("botnet50", 3, 64, config=config(), model_args=args).eval()
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_one_view_is_what_the_detector_finds(untrained):
+    image = noise(150, 100)
+    with torch.inference_mode():
+        (want,) = untrained([fit_image(image, 64)])
+    (got,) = detect(untrained, [image], TTA(64))
+    assert len(got["boxes"]) > 5
+    for name in ("labels", "scores", "masks"):
+        torch.testing.assert_close(got[name], want[name], rtol=0, atol=0)
+    # 64 x 43 pixels seen.
+    scale = torch.tensor([150 / 64, 100 / 43, 150 / 64, 100 / 43], dtype=torch.float64)
+    assert got["boxes"].dtype == torch.float64
+    torch.testing.assert_close(got["boxes"], want["boxes"] * scale, rtol=1e-6, atol=0)
+
+
+def test_what_one_view_gives_is_left_as_it_is():
+    finder = Finder(64)
+    finder.roi_heads.nms_thresh = 0.0
+    finder.roi_heads.detections_per_img = 1
+    (got,) = detect(finder, [picture(64, 64, (5, 5, 20, 20), (9, 9, 30, 30))], TTA(64))
+    assert located(got) == {2: [9, 9, 30, 30], 1: [5, 5, 20, 20]}
+
+
+def test_an_image_does_not_depend_on_its_batch(untrained):
+    images = [noise(150, 100), noise(40, 70, 1), noise(64, 64, 2)]
+    views = TTA(64, flip=True, scales=(1.0, 1.5))
+    together = detect(untrained, images, views, batch_size=5)
+    for image, got in zip(images, together, strict=True):
+        (alone,) = detect(untrained, [image], views)
+        assert len(alone["boxes"]) == 20
+        for name, value in alone.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mirrored_view_finds_the_same_place_and_shape():
+    # A triangle whose right angle is at the lower left.
+    size, top, left, side = (90, 120), 20, 30, 60
+    truth = np.zeros(size, np.uint8)
+    truth[top : top + side, left : left + side] = np.tri(side)
+    image = Image.fromarray(np.stack([truth * 255] * 3, axis=-1))
+    for flip in (False, True):
+        finder = Finder(120)
+        (got,) = detect(finder, [image], TTA(120, flip=flip))
+        # With the mirrored view, which comes last, it is the surest.
+        assert finder.seen == 1 + flip
+        assert got["scores"][-1].item() == pytest.approx(0.5 + finder.seen / 1000)
+        assert got["labels"].tolist() == [3, 2, 1]
+        for mask, box in zip(got["masks"], got["boxes"], strict=True):
+            assert box.tolist() == [left, top, left + side, top + side]
+            found = coco_mask.decode(encode_mask(mask, box.float(), size))
+            assert (found & truth).sum() / (found | truth).sum() > 0.93
+
+
+def test_scales_are_seen_on_canvases_that_they_fit():
+    finder = Finder(64)
+    boxes = [(20, 20, 120, 60), (10, 80, 60, 140), (150, 5, 190, 45)]
+    (got,) = detect(finder, [picture(200, 150, *boxes)], TTA(64, scales=(0.5, 1.0, 1.5, 2.5)))
+    assert finder.calls == [(64, 1), (64, 1), (128, 1), (192, 1)]
+    assert finder.transform.size == 64
+    for label, box in located(got).items():
+        np.testing.assert_allclose(box, boxes[label - 1], atol=200 / 64 / 2.5)
+
+
+def test_a_real_detector_runs_at_other_scales(untrained):
+    (small, large) = (detect(untrained, [noise(90, 80)], TTA(64, scales=(s,))) for s in (0.5, 3))
+    for (found,) in (small, large):
+        assert len(found["boxes"]) > 0
+        assert torch.isfinite(found["boxes"]).all() and torch.isfinite(found["scores"]).all()
+        assert (found["boxes"] <= torch.tensor([90, 80, 90, 80]) + 1e-4).all()
+    assert untrained.transform.size == 64
+
+
+def test_a_model_that_takes_no_larger_canvas_is_one_line():
+    finder = Finder(64, largest=64)
+    with pytest.raises(UserError) as error:
+        detect(finder, [noise(64, 64)], TTA(64, scales=(1.5,)))
+    assert str(error.value) == (
+        "--scales: the model does not run on 128x128 pixels instead of its 64x64 "
+        "(takes 64 pixels at most); give smaller scales"
+    )
+    assert finder.transform.size == 64
+    finder.transform.size = 96
+    with pytest.raises(AssertionError, match="takes 64"):
+        detect(finder, [noise(64, 64)], TTA(64))
+
+
+def test_tiles_find_what_a_border_cuts_and_what_no_tile_holds():
+    # On the border of tiles of 64 at 0, 48, 96, ...; anywhere, as the first too small to be found
+    # in the whole image's view; and larger than a tile.
+    boxes = [(60, 40, 68, 50), (300, 200, 306, 206), (100, 20, 300, 150)]
+    finder = Finder(64)
+    (got,) = detect(finder, [picture(400, 256, *boxes)], TTA(64, tile=64), batch_size=4)
+    found = located(got)
+    assert found[1] == list(boxes[0])
+    assert found[2] == list(boxes[1])
+    np.testing.assert_allclose(found[3], boxes[2], atol=400 / 64)
+    # 8 by 5 tiles, and the image.
+    assert finder.seen == 41
+    assert max(images for _, images in finder.calls) == 4
+
+
+def test_a_box_at_the_border_of_the_image_stays():
+    boxes = [(0, 40, 7, 50), (113, 0, 120, 7), (40, 93, 50, 100)]
+    (got,) = detect(Finder(64), [picture(120, 100, *boxes)], TTA(64, tile=64, flip=True))
+    assert located(got) == {n + 1: list(box) for n, box in enumerate(boxes)}
+
+
+def test_views_are_merged_class_by_class_the_best_first():
+    finder = Finder(64)
+    same = (10, 10, 40, 40)
+    views = TTA(64, flip=True, scales=(1.0, 0.5))
+    (got,) = detect(finder, [picture(64, 64, same, same, (44, 44, 60, 60))], views)
+    assert finder.seen == 4
+    assert got["labels"].tolist() == [3, 2, 1]
+    assert got["scores"].tolist() == sorted(got["scores"].tolist(), reverse=True)
+    finder.roi_heads.detections_per_img = 2
+    (got,) = detect(finder, [picture(64, 64, same, same, (44, 44, 60, 60))], views)
+    assert got["labels"].tolist() == [3, 2]
+    finder.roi_heads.nms_thresh = 1.0
+    finder.roi_heads.detections_per_img = 100
+    (got,) = detect(finder, [picture(64, 64, same)], views)
+    assert len(got["boxes"]) == 4
+
+
+def test_nothing_in_any_view_is_nothing():
+    (got,) = detect(Finder(64), [picture(200, 100)], TTA(64, tile=64, flip=True))
+    assert {name: tuple(value.shape) for name, value in got.items()} == {
+        "boxes": (0, 4),
+        "labels": (0,),
+        "scores": (0,),
+        "masks": (0, 1, 28, 28),
+    }

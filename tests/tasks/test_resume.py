@@ -1,0 +1,165 @@
+"""A run killed at any point and resumed ends as one that was never interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from botvision.cli.main import main
+from killed import run_and_kill
+from tiny import TINY_SETTINGS
+
+STEPS = 10
+SETTINGS = [
+    *TINY_SETTINGS,
+    *("--max-steps", str(STEPS), "--checkpoint-steps", "3", "--eval-steps", "4"),
+]
+
+
+def command(data, out, *more):
+    return ["train", str(data), *SETTINGS, "--out", str(out), *more]
+
+
+def train(data, out, *more):
+    main(command(data, out, *more))
+
+
+def train_and_kill(lines, data, out, *more):
+    run_and_kill(lines, *command(data, out, *more))
+    assert len(events(out)) == lines
+
+
+def state(out):
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same(one, other):
+    """Equal to the bit: tensors, numbers and containers."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+def events(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    clock = ("seconds", "data_seconds")
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny_data, out)
+    return out
+
+
+def assert_same_run(out, uninterrupted):
+    got, want = state(out), state(uninterrupted)
+    assert got["global_step"] == want["global_step"] == STEPS
+    assert_same(got["state_dict"], want["state_dict"])
+    assert_same(got["optimizer_states"], want["optimizer_states"])
+    train_events = [e for e in events(out) if e["event"] == "train"]
+    assert train_events == [e for e in events(uninterrupted) if e["event"] == "train"]
+    assert (out / "best.safetensors").exists()
+
+
+def test_killed_twice_and_resumed(tiny_data, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    train_and_kill(5, tiny_data, out)
+    train_and_kill(9, tiny_data, out, "--resume")
+    train(tiny_data, out, "--resume")
+    assert_same_run(out, uninterrupted)
+
+
+def test_resumes_alike_in_bf16(tiny_data, tmp_path):
+    precision = ["--precision", "bf16", "--checkpoint-steps", "4"]
+    train(tiny_data, tmp_path / "whole", *precision)
+    train_and_kill(6, tiny_data, tmp_path / "killed", *precision)
+    train(tiny_data, tmp_path / "killed", "--resume", *precision)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [3.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0])
+def test_killed_at_any_moment(tiny_data, tmp_path, uninterrupted, seconds):
+    out = tmp_path / "run"
+    run = [sys.executable, "-m", "botvision", *command(tiny_data, out)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(run, env={**os.environ, **threads}, stdout=subprocess.DEVNULL)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train(tiny_data, out, "--resume")
+    assert_same_run(out, uninterrupted)
+
+
+def test_processes_that_load_data_change_nothing(tiny_data, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    train(tiny_data, out, "--workers", "2")
+    assert_same(state(out)["state_dict"], state(uninterrupted)["state_dict"])
+
+
+def test_resume_takes_the_runs_own_settings(tiny_data, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    train(tiny_data, out, "--max-steps", "6")
+    main(["train", str(tiny_data), "--out", str(out), "--resume", "--max-steps", str(STEPS)])
+    # The warm-up and the schedule are those of ten steps only from the sixth on.
+    assert state(out)["global_step"] == STEPS
+    assert [e["step"] for e in events(out) if e["event"] == "train"] == [*range(1, STEPS + 1)]
+
+
+def test_killed_after_the_last_step_and_before_the_evaluation(tiny_data, tmp_path, uninterrupted):
+    """All is trained and in the checkpoint; the best weights are of an earlier evaluation."""
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    shutil.copy(uninterrupted / "checkpoints" / "last.ckpt", out / "checkpoints")
+    for name in ("config.yaml", "best.safetensors"):
+        shutil.copy(uninterrupted / name, out)
+    lines = (uninterrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
+    last = next(i for i, line in enumerate(lines) if f'"train", "step": {STEPS}' in line)
+    (out / "metrics.jsonl").write_text("".join(lines[: last + 1]))
+    train(tiny_data, out, "--resume")
+    assert_same_run(out, uninterrupted)
+    for name in ("metrics.json", "predictions/results.json"):
+        assert json.loads((out / name).read_text()) == json.loads(
+            (uninterrupted / name).read_text()
+        )
+
+
+def test_a_complete_run_is_left_as_it_is(tiny_data, uninterrupted, capsys):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    train(tiny_data, uninterrupted, "--resume")
+    assert "complete" in capsys.readouterr().out
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_second_run_never_overwrites(tiny_data, uninterrupted, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(tiny_data, uninterrupted)
+    assert stopped.value.code == 2
+    assert "holds a run already; add --resume" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_is_named(tiny_data, tmp_path, capsys):
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "last.ckpt").write_bytes(b"half a file")
+    with pytest.raises(SystemExit):
+        train(tiny_data, out, "--resume")
+    assert "last.ckpt: not a readable checkpoint" in capsys.readouterr().err
