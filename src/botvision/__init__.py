@@ -1,6 +1,6 @@
 """botvision: Bottleneck Transformers for visual recognition (BoTNet, CVPR 2021).
 
-Importing it makes the paper's models known to timm. The heavy libraries load when they are first
+Importing it registers the paper's models with timm. The heavy libraries load when they are first
 needed, so that the command answers at once.
 """
 
@@ -16,16 +16,92 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from botvision import (
+        attention,
+        bench,
+        data,
+        detection,
+        evaluation,
+        models,
+        tasks,
+        training,
+        visualize,
+    )
+    from botvision.data.categories import Categories
+    from botvision.data.classification import ClassificationData
+    from botvision.data.detection import DetectionData, Objects
+    from botvision.detection import build_detector
+    from botvision.errors import UserError
+    from botvision.evaluation.evaluator import Evaluator
     from botvision.models import create_model, list_models, load_weights, to_botnet
+    from botvision.settings import load_recipe
+    from botvision.tasks.evaluate import evaluate
+    from botvision.tasks.load import load
+    from botvision.tasks.train import train
 
-__version__ = "0.1.0"
-__all__ = ["create_model", "list_models", "load_weights", "to_botnet"]
+__version__ = "0.2.0.dev0"
+
+# Where each public name is defined; loaded when it is first needed.
+_HOME = {
+    "Categories": "botvision.data.categories",
+    "ClassificationData": "botvision.data.classification",
+    "DetectionData": "botvision.data.detection",
+    "Evaluator": "botvision.evaluation.evaluator",
+    "Objects": "botvision.data.detection",
+    "UserError": "botvision.errors",
+    "build_detector": "botvision.detection",
+    "create_model": "botvision.models",
+    "evaluate": "botvision.tasks.evaluate",
+    "list_models": "botvision.models",
+    "load": "botvision.tasks.load",
+    "load_recipe": "botvision.settings",
+    "load_weights": "botvision.models",
+    "to_botnet": "botvision.models",
+    "train": "botvision.tasks.train",
+}
+_SUBMODULES = (
+    *("attention", "bench", "data", "detection", "evaluation", "models", "tasks", "training"),
+    "visualize",
+)
+
+__all__ = [
+    "Categories",
+    "ClassificationData",
+    "DetectionData",
+    "Evaluator",
+    "Objects",
+    "UserError",
+    "attention",
+    "bench",
+    "build_detector",
+    "create_model",
+    "data",
+    "detection",
+    "evaluate",
+    "evaluation",
+    "list_models",
+    "load",
+    "load_recipe",
+    "load_weights",
+    "models",
+    "tasks",
+    "to_botnet",
+    "train",
+    "training",
+    "visualize",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("botvision.models"), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"botvision.{name}")
     raise AttributeError(f"module 'botvision' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 class _RegisterWithTimm(MetaPathFinder):

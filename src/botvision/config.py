@@ -227,3 +227,83 @@ class ClassificationConfig(TrainConfig):
     schedule: Literal["step", "cosine"] = "cosine"
     warmup_steps: int = 6255
     warmup_factor: float = 0.0
+
+
+@dataclass
+class EvaluateConfig:
+    """How a run is evaluated on a split.
+
+    Args:
+        split: by default val, else test, else the only one.
+        limit: number of images to evaluate, drawn at random but always the same; all by default.
+        batch_size: 32 images for a classifier, by default; 1 augmented view for a detector.
+        score_threshold: of a detector: detections below it are dropped; 0.001 by default, 0.05 in
+            the paper's code base and in evaluations during training.
+        max_detections: of a detector: maximum detections per image; by default the run's (100 in
+            COCO; more for crowded images).
+        flip: of a detector: test-time augmentation by mirrored images.
+        scales: of a detector: test-time augmentation at these multiples of the image size, such as
+            0.75 1 1.25.
+        tile: of a detector: tiled inference, besides the whole image, with overlapping tiles of
+            this many of its pixels per side, each at the model's image size.
+        image_size: of a classifier: pixels; by default the run's.
+        table_resize: of a classifier: how position tables fit another size, slice or interpolate.
+        workers: processes that load images; -1 chooses.
+        out: folder for the results; by default the run folder.
+        device: auto, cpu, cuda or mps.
+        precision: 32, bf16 or 16; auto is bf16 on CUDA and on CPUs with AMX, else 32.
+    """
+
+    split: str | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    score_threshold: float | None = None
+    max_detections: int | None = None
+    flip: bool = False
+    scales: list[float] | None = None
+    tile: int | None = None
+    image_size: int | None = None
+    table_resize: TableResize | None = None
+    workers: int = -1
+    out: Path | None = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+
+@dataclass
+class PredictConfig:
+    """How images are predicted and written.
+
+    Args:
+        score_threshold: of a detector: detections below it are left out; 0.5 by default.
+        max_detections: of a detector: maximum detections per image; by default the run's.
+        flip: of a detector: test-time augmentation by mirrored images.
+        scales: of a detector: test-time augmentation at these multiples of the image size, such as
+            0.75 1 1.25.
+        tile: of a detector: tiled inference, besides the whole image, with overlapping tiles of
+            this many of its pixels per side, each at the model's image size.
+        mask_format: of a segmentation model: rle, by default, or polygon, which has the outer
+            contours and no holes.
+        batch_size: images, or augmented views of them, at once.
+        out: folder for the results; by default RUN/predictions.
+        device: auto, cpu, cuda or mps.
+        precision: 32, bf16 or 16; auto is bf16 on CUDA and on CPUs with AMX, else 32.
+    """
+
+    score_threshold: float | None = None
+    max_detections: int | None = None
+    flip: bool = False
+    scales: list[float] | None = None
+    tile: int | None = None
+    mask_format: MaskFormat | None = None
+    batch_size: int = 1
+    out: Path | None = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+
+# The options of evaluation and prediction that only one of the tasks has.
+DETECTION_OPTIONS = (
+    *("score_threshold", "max_detections", "flip", "scales", "tile", "mask_format"),
+)
+CLASSIFICATION_OPTIONS = ("image_size", "table_resize")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Sequence
 
+from botvision.cli.parsers import Parser
 from botvision.environment import machine
 from botvision.errors import UserError
 
@@ -24,6 +26,17 @@ _PACKAGES = (
     "numpy",
     "pillow",
 )
+
+
+def doctor_parser() -> Parser:
+    """``botvision doctor``."""
+    return Parser(description="Versions, devices, whether the operators load, and what to do.")
+
+
+def run(parser: Parser, arguments: Sequence[str]) -> None:
+    """Describe the installation."""
+    parser.parse_args(list(arguments))
+    doctor()
 
 
 def doctor() -> None:

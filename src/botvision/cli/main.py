@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from jsonargparse import Namespace
 
 import botvision
-from botvision.cli.parsers import (
-    Parser,
-    bench_parser,
-    demo_parser,
-    doctor_parser,
-    eval_parser,
-    models_parser,
-    parse_train,
-    predict_parser,
-    train_parser,
-)
-from botvision.config import DetectionConfig
+from botvision.cli import bench, demo, doctor, eval, models, predict, train
+from botvision.cli.parsers import Parser
 from botvision.errors import UserError
 
 EPILOG = """DATA is a folder in COCO format (annotations/*.json and image folders), of class folders
@@ -33,78 +19,25 @@ shapes-context. RUN is a folder that `botvision train` wrote,
 or its best.safetensors."""
 
 
-def _train(parser: Parser, arguments: Sequence[str]) -> None:
-    config, resume = parse_train(arguments, EPILOG)
-    from botvision.tasks.train import train
+Run = Callable[[Parser, Sequence[str]], None]
 
-    train(config, resume=resume)
-
-
-def _eval(parser: Parser, arguments: Sequence[str]) -> None:
-    options = _options(parser, arguments)
-    from botvision.tasks.evaluate import evaluate
-
-    evaluate(**options)
-
-
-def _predict(parser: Parser, arguments: Sequence[str]) -> None:
-    options = _options(parser, arguments)
-    from botvision.tasks.predict import predict
-
-    predict(**options)
-
-
-def _models(parser: Parser, arguments: Sequence[str]) -> None:
-    options = _options(parser, arguments)
-    from botvision.cli.models import show_models
-
-    show_models(as_json=options["json"])
-
-
-def _bench(parser: Parser, arguments: Sequence[str]) -> None:
-    options = _options(parser, arguments)
-    # The profiler that counts memory on the CPU would print its own start and stop.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from botvision.bench.run import bench_attention, bench_data, bench_model
-
-    run: dict[str, Callable[..., object]]
-    run = {"attention": bench_attention, "model": bench_model, "data": bench_data}
-    name = options["benchmark"]
-    run[name](**options[name])
-
-
-def _doctor(parser: Parser, arguments: Sequence[str]) -> None:
-    _options(parser, arguments)
-    from botvision.cli.doctor import doctor
-
-    doctor()
-
-
-def _demo(parser: Parser, arguments: Sequence[str]) -> None:
-    options = _options(parser, arguments)
-    settings = [*("shapes", "--recipe", "demo", "--out", str(options["out"])), "--resume"]
-    config, _ = parse_train(settings)
-    assert isinstance(config, DetectionConfig)
-    from botvision.tasks.demo import demo
-
-    demo(config)
-
-
-def _options(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
-    parsed: Namespace = parser.parse_args(list(arguments))
-    return dict(parsed.as_dict())
-
-
-Command = tuple[Callable[[], Parser], Callable[[Parser, Sequence[str]], None], str]
-
-COMMANDS: dict[str, Command] = {
-    "train": (train_parser, _train, "DATA: train a detector or a classifier"),
-    "eval": (eval_parser, _eval, "RUN DATA: COCO metrics or accuracy of a run"),
-    "predict": (predict_parser, _predict, "RUN IMAGE...: masks, boxes and names, or the class"),
-    "models": (models_parser, _models, "the paper's models and their figures"),
-    "bench": (bench_parser, _bench, "attention layers, models or reading images, timed here"),
-    "doctor": (doctor_parser, _doctor, "is everything installed as it should be?"),
-    "demo": (demo_parser, _demo, "train, evaluate and draw on built-in data, in minutes"),
+# How each makes its parser, runs, and what it is for.
+COMMANDS: dict[str, tuple[Callable[[], Parser], Run, str]] = {
+    "train": (train.train_parser, train.run, "DATA: train a detector or a classifier"),
+    "eval": (eval.eval_parser, eval.run, "RUN DATA: COCO metrics or accuracy of a run"),
+    "predict": (
+        predict.predict_parser,
+        predict.run,
+        "RUN IMAGE...: masks, boxes and names, or the class",
+    ),
+    "models": (models.models_parser, models.run, "the paper's models and their figures"),
+    "bench": (
+        bench.bench_parser,
+        bench.run,
+        "attention layers, models or reading images, timed here",
+    ),
+    "doctor": (doctor.doctor_parser, doctor.run, "is everything installed as it should be?"),
+    "demo": (demo.demo_parser, demo.run, "train, evaluate and draw on built-in data, in minutes"),
 }
 
 

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-import timm
-from rich.console import Console
 from rich.table import Table
 
-from botvision.models import create_model, list_models
-from botvision.models.flops import count
-from botvision.models.published import PUBLISHED, Published
+from botvision.cli.parsers import Parser
+from botvision.terminal import terminal
+
+if TYPE_CHECKING:
+    from botvision.models.published import Published
+    from botvision.models.summary import ModelSummary
 
 
-@dataclass(frozen=True)
-class ModelFigures:
-    """One model, counted at its own input size, and what the paper prints of it."""
-
-    name: str
-    parameters: int
-    multiply_adds: int
-    image_size: int
-    paper: Published | None
+def models_parser() -> Parser:
+    """``botvision models``."""
+    parser = Parser(description="The paper's models: parameters, multiply-adds, published figures.")
+    parser.add_argument("--json", action="store_true", help="for other programs")
+    return parser
 
 
-def model_figures(name: str, image_size: int | None = None) -> ModelFigures:
-    """Count the parameters, and the multiply-adds of one image (convolutions and products)."""
-    cfg = timm.get_pretrained_cfg(name)
-    assert cfg is not None
-    size = image_size or cfg.input_size[-1]
-    parameters, multiply_adds = count(lambda: create_model(name, image_size=size), size)
-    return ModelFigures(
-        name=name,
-        parameters=parameters,
-        multiply_adds=multiply_adds,
-        image_size=size,
-        paper=PUBLISHED.get(name),
-    )
-
-
-def show_models(*, as_json: bool = False) -> None:
+def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Print the table, or its rows as JSON."""
-    figures = [model_figures(name) for name in list_models()]
-    if as_json:
-        print(json.dumps([asdict(row) for row in figures], indent=2))
-        return
+    options = parser.parse_args(list(arguments))
+    from botvision.models import list_models
+    from botvision.models.summary import summarize
+
+    rows = [summarize(name) for name in list_models()]
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        terminal().print(_table(rows), soft_wrap=False)
+
+
+def _table(rows: Sequence[ModelSummary]) -> Table:
     table = Table(
         caption="any model of timm also works as --model; evidence and doubts: --json",
         padding=(0, 1, 0, 0),
@@ -56,7 +48,7 @@ def show_models(*, as_json: bool = False) -> None:
         table.add_column(heading, justify="right")
     for heading in ("the paper's", "multiply-\nadds", "top-1"):
         table.add_column(heading, justify="right")
-    for row in figures:
+    for row in rows:
         table.add_row(
             row.name,
             f"{row.parameters / 1e6:.3f} M",
@@ -64,7 +56,7 @@ def show_models(*, as_json: bool = False) -> None:
             str(row.image_size),
             *_published(row.paper),
         )
-    Console().print(table)
+    return table
 
 
 def _published(paper: Published | None) -> tuple[str, str, str]:

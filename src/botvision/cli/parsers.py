@@ -1,147 +1,61 @@
-"""What every command takes; nothing heavy loads here."""
+"""What the subcommands' parsers have in common; nothing heavy loads here."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, NoReturn
 
-import yaml
+import docstring_parser
 from jsonargparse import ArgumentParser
 
-from botvision.config import (
-    ClassificationConfig,
-    DetectionConfig,
-    DetectorConfig,
-    Device,
-    Dtype,
-    MaskFormat,
-    Mode,
-    Precision,
-    TableResize,
-    TrainConfig,
-)
 from botvision.errors import UserError
-
-Kind = Literal["detection", "classification"]
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-_CONFIGS: dict[Kind, type[TrainConfig]] = {
-    "detection": DetectionConfig,
-    "classification": ClassificationConfig,
-}
 
 
 class Parser(ArgumentParser):
     """Options with dashes, and errors of one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and exit with status 2."""
+        """Print what is wrong and exit with status 2."""
         line = " ".join(str(message).split())
         print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
-    def add_train_config(self, config: type[TrainConfig]) -> None:
-        """Every field of ``config`` as an option, DATA as the positional."""
-        self.add_class_arguments(config, as_group=False, as_positional=True)
+    def add_config(
+        self, config: type, *, switches: Sequence[str] = (), lists: Sequence[str] = ()
+    ) -> None:
+        """Every field of a dataclass as an option, its docstring as the help.
+
+        Args:
+            config: the dataclass; fields without a default are positionals.
+            switches: Boolean fields whose option takes no value.
+            lists: fields whose option takes several numbers.
+        """
+        skip = {*switches, *lists}
+        self.add_class_arguments(config, as_group=False, as_positional=True, skip=skip)
+        params = docstring_parser.parse(config.__doc__ or "").params
+        texts = {param.arg_name: param.description for param in params}
+        for name in switches:
+            self.add_argument(f"--{name}", action="store_true", help=texts[name])
+        for name in lists:
+            self.add_argument(f"--{name}", type=float, nargs="+", help=texts[name])
         for action in self._actions:
             dashed = [option.replace("_", "-") for option in action.option_strings]
             for option in set(dashed) - set(action.option_strings):
                 self._option_string_actions[option] = action
             action.option_strings = dashed
 
-
-def recipe_names(kind: Kind) -> list[str]:
-    """Names of the recipes for a kind of data."""
-    return sorted(path.stem for path in (RECIPES / kind).glob("*.yaml"))
-
-
-def train_parser(kind: Kind = "detection") -> Parser:
-    """``botvision train`` on COCO-format data, or on class folders."""
-    descriptions = {
-        "detection": "Train Mask R-CNN or Faster R-CNN on COCO-format data. For class folders see "
-        "botvision train --task classification --help.",
-        "classification": "Train an image classifier on class folders.",
-    }
-    parser = Parser(description=descriptions[kind])
-    parser.add_argument(
-        "--recipe", help=f"settings to start from: {', '.join(recipe_names(kind))}", type=str
-    )
-    parser.add_argument(
-        "--config", action="config", help="YAML of settings; it beats the recipe, a flag beats it"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in --out, if any"
-    )
-    parser.add_train_config(_CONFIGS[kind])
-    return parser
+    def given(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The options that ``arguments`` give, without defaults."""
+        return dict(self.parse_args(list(arguments), defaults=False).as_dict())
 
 
-def _kind(arguments: Sequence[str]) -> Kind:
-    """What ``--task`` says, or what DATA is."""
-    from botvision.data.formats import is_classification_data  # Loads NumPy, which --help need not.
+def take(arguments: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """The arguments without ``option``, and its values.
 
-    rest, tasks = _take(list(arguments), "--task")
-    if tasks:
-        return "classification" if tasks[-1] == "classification" else "detection"
-    remaining = iter(rest)
-    for argument in remaining:
-        if not argument.startswith("-"):
-            return "classification" if is_classification_data(argument) else "detection"
-        if "=" not in argument and argument not in ("--resume", "--help", "-h"):
-            next(remaining, None)
-    return "detection"
-
-
-def parse_train(arguments: Sequence[str], epilog: str = "") -> tuple[TrainConfig, bool]:
-    """The settings of ``botvision train ARGUMENTS``, and whether to resume.
-
-    Later beats earlier: the defaults, the recipe, the config file, the flags; when resuming, the
-    run's own config stands for the recipe.
+    Raises:
+        UserError: the option is last, without a value.
     """
-    kind = _kind(arguments)
-    parser = train_parser(kind)
-    parser.prog, parser.epilog = "botvision train", epilog
-    # jsonargparse lets the later of two options win, so the layers are put in that order.
-    layers: list[str] = []
-    flags, recipes = _take(list(arguments), "--recipe")
-    flags, configs = _take(flags, "--config")
-    _, outs = _take(flags, "--out")
-    if "--resume" in flags and not outs:
-        raise UserError("--resume needs --out, the run folder to go on with")
-    run_config = Path(outs[-1]) / "config.yaml" if outs else None
-    if "--resume" in flags and run_config is not None and run_config.is_file():
-        settings = yaml.safe_load(run_config.read_text(encoding="utf-8"))
-        own = {k: v for k, v in settings.items() if k not in ("resolved", "versions")}
-        layers, recipes = [json.dumps(own)], []
-    for name in recipes:
-        path = RECIPES / kind / f"{name}.yaml"
-        if not path.is_file():
-            raise UserError(
-                f"--recipe {name}: no such recipe for {kind}; choose one of "
-                f"{', '.join(recipe_names(kind))}, or give a file with --config"
-            )
-        layers.append(str(path))
-    for config in configs:
-        if not Path(config).is_file():
-            raise UserError(f"--config {config}: no such file")
-        layers.append(config)
-    layered = [part for layer in layers for part in ("--config", layer)]
-    parsed = parser.parse_args([*layered, *flags])
-    fields = parsed.as_dict()
-    resume = fields.pop("resume")
-    for name in ("recipe", "config"):
-        fields.pop(name, None)
-    if kind == "detection":
-        fields["detector"] = DetectorConfig(**fields["detector"])
-    return _CONFIGS[kind](**fields), resume
-
-
-def _take(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
-    """The arguments without ``option``, and its values."""
     rest, values = [], []
     remaining = iter(arguments)
     for argument in remaining:
@@ -154,216 +68,3 @@ def _take(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
             raise UserError(f"{option} needs a value")
         values.append(following)
     return rest, values
-
-
-def _add_device(parser: Parser) -> None:
-    parser.add_argument("--device", type=Device, default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument(
-        "--precision",
-        type=Precision,
-        default="auto",
-        help="32, bf16 or 16; auto is bf16 on CUDA and on CPUs with AMX, else 32",
-    )
-
-
-def _add_views(parser: Parser) -> None:
-    parser.add_argument(
-        "--flip", action="store_true", help="of a detector: look at every image mirrored, too"
-    )
-    parser.add_argument(
-        "--scales",
-        type=float,
-        nargs="+",
-        help="of a detector: look at every image at these shares of its image size: 0.75 1 1.25",
-    )
-    parser.add_argument(
-        "--tile",
-        type=int,
-        metavar="PIXELS",
-        help="of a detector: besides the whole image look at overlapping tiles of so many of its "
-        "pixels a side, each at the model's image size",
-    )
-
-
-def eval_parser() -> Parser:
-    """``botvision eval``."""
-    parser = Parser(description="Metrics of a run on a data set: COCO's, or accuracy.")
-    parser.add_argument("run", type=Path, help="run folder or best.safetensors")
-    parser.add_argument("data", type=str, help="COCO or class folders, an archive, a built-in set")
-    parser.add_argument("--split", type=str, help="by default val, else test, else the only one")
-    parser.add_argument("--limit", type=int, help="evaluate so many images, drawn at random")
-    parser.add_argument(
-        "--max-detections", type=int, help="kept an image (100 in COCO; more for crowded images)"
-    )
-    parser.add_argument(
-        "--score-threshold",
-        type=float,
-        help="of a detector: 0.001 by default; 0.05 in the paper's code base",
-    )
-    _add_views(parser)
-    parser.add_argument(
-        "--image-size", type=int, help="of a classifier: pixels, by default the run's"
-    )
-    parser.add_argument(
-        "--table-resize",
-        type=TableResize,
-        help="of a classifier: how position tables fit another size: slice or interpolate",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, help="images at once, of a detector also views: 32, of it 1"
-    )
-    parser.add_argument("--workers", type=int, default=-1, help="processes that load; -1 chooses")
-    parser.add_argument("--out", type=Path, help="where to write; the run folder by default")
-    _add_device(parser)
-    return parser
-
-
-def predict_parser() -> Parser:
-    """``botvision predict``."""
-    parser = Parser(description="Detect or classify: pictures of it and a JSON file.")
-    parser.add_argument("run", type=Path, help="run folder or best.safetensors")
-    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
-    parser.add_argument(
-        "--score-threshold", type=float, help="of a detector: draw and list from it, 0.5 by default"
-    )
-    parser.add_argument(
-        "--max-detections", type=int, help="of a detector: kept an image; by default the run's"
-    )
-    _add_views(parser)
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="images, or views of them, at once"
-    )
-    parser.add_argument(
-        "--mask-format",
-        type=MaskFormat,
-        help="of a segmentation model: rle, by default, or polygon: outer contours, no holes",
-    )
-    parser.add_argument("--out", type=Path, help="where to write; RUN/predictions by default")
-    _add_device(parser)
-    return parser
-
-
-def models_parser() -> Parser:
-    """``botvision models``."""
-    parser = Parser(description="The paper's models: parameters, multiply-adds, published figures.")
-    parser.add_argument("--json", action="store_true", help="for other programs")
-    return parser
-
-
-def bench_parser() -> Parser:
-    """``botvision bench``."""
-    parser = Parser(description="Measure time and memory on this machine.")
-    subcommands = parser.add_subcommands(required=True, dest="benchmark")
-    for name, make, text in (
-        ("attention", _bench_attention_parser, "every implementation, timm's, and a convolution"),
-        ("model", _bench_model_parser, "whole models"),
-        ("data", _bench_data_parser, "reading and augmenting images"),
-    ):
-        subparser = make()
-        subcommands.add_subcommand(name, subparser, help=text)
-        subparser.prog = f"botvision bench {name}"
-    return parser
-
-
-def _bench_attention_parser() -> Parser:
-    parser = Parser(
-        description="One attention layer: every implementation, timm's layer with the same "
-        "weights, attention without positions, and the 3x3 convolution that it replaces."
-    )
-    parser.add_argument(
-        "--sizes",
-        type=str,
-        nargs="+",
-        default=["7", "14", "20", "24", "32", "40", "64", "80", "50x84"],
-        help="maps, in cells: a side, or HEIGHTxWIDTH",
-    )
-    parser.add_argument("--dim", type=int, default=512, help="channels in and out")
-    parser.add_argument("--heads", type=int, default=4, help="attention heads")
-    parser.add_argument(
-        "--batch-size", type=int, help="by default 2048 cells' worth, from 1 to 8 images"
-    )
-    parser.add_argument(
-        "--impl", type=str, nargs="+", help="implementations; by default all that run on the device"
-    )
-    _add_bench(parser, seconds=5.0, precision=["32", "bf16"], mode=["forward", "train"])
-    parser.add_argument("--plot", type=Path, help="draw time and memory over cells: FILE.png")
-    return parser
-
-
-def _bench_model_parser() -> Parser:
-    parser = Parser(description="Whole models, run in turn; the first is what others compare to.")
-    parser.add_argument(
-        "names",
-        type=str,
-        nargs="*",
-        default=["resnet50", "botnet50"],
-        metavar="NAME[@PX]",
-        help="models of botvision or timm, at PX pixels instead of --image-size",
-    )
-    parser.add_argument("--image-size", type=int, default=224, help="side of the images, pixels")
-    parser.add_argument("--batch-size", type=int, default=1, help="images a run")
-    _add_bench(parser, seconds=20.0, precision=["32"], mode=["forward"])
-    return parser
-
-
-def _bench_data_parser() -> Parser:
-    parser = Parser(
-        description="Images a second that one process on one core reads and augments, beside "
-        "decoding and resizing them alone and, for COCO-format data, torchvision's transforms."
-    )
-    parser.add_argument("data", type=str, help="what train takes")
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        help="side of what comes out, pixels; by default 224, of COCO-format data 1024",
-    )
-    parser.add_argument("--images", type=int, default=256, help="of the training split")
-    parser.add_argument(
-        "--policy",
-        type=str,
-        default="rand-m10-n2-p1",
-        help="of a classifier: augmentation, in timm's words",
-    )
-    parser.add_argument(
-        "--jitter",
-        type=tuple[float, float],
-        default=(0.1, 2.0),
-        help="of COCO-format data: range of the scale of large-scale jitter",
-    )
-    parser.add_argument("--seconds", type=float, default=20.0, help="to spend")
-    parser.add_argument("--json", type=Path, help="write the rows to FILE")
-    return parser
-
-
-def _add_bench(parser: Parser, *, seconds: float, precision: list[str], mode: list[str]) -> None:
-    parser.add_argument(
-        "--precision", type=Dtype, nargs="+", default=precision, help="one or more; 32 is no TF32"
-    )
-    parser.add_argument(
-        "--mode",
-        type=Mode,
-        nargs="+",
-        default=mode,
-        help="one or both: inference, or a forward and backward pass",
-    )
-    parser.add_argument("--seconds", type=float, default=seconds, help="to spend on each row")
-    parser.add_argument("--compile", action="store_true", help="everything by torch.compile")
-    parser.add_argument(
-        "--device",
-        type=Literal["auto", "cpu", "cuda"],
-        default="auto",
-        help="where to run; auto is cuda if there is one",
-    )
-    parser.add_argument("--json", type=Path, help="write the rows to FILE, after each row")
-
-
-def doctor_parser() -> Parser:
-    """``botvision doctor``."""
-    return Parser(description="Versions, devices, whether the operators load, and what to do.")
-
-
-def demo_parser() -> Parser:
-    """``botvision demo``."""
-    parser = Parser(description="Train on the built-in shapes, evaluate, and draw what came of it.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
-    return parser

@@ -1,20 +1,18 @@
 """Data sets in COCO format: a folder with `annotations/*.json` and folders of images."""
 
+import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from botvision.data.annotations import Annotations, read_annotations
-from botvision.data.categories import Categories
+from botvision.data.detection import DetectionData, Objects
 from botvision.data.images import open_image
-from botvision.data.jitter import LargeScaleJitter
 from botvision.errors import UserError
 
 # COCO's own files that do not describe objects.
@@ -23,14 +21,6 @@ LAYOUT = (
     "expected annotations/instances_train.json and annotations/instances_val.json, with the "
     "images in train/ and val/ or in images/"
 )
-
-# Tensors by name, and `Masks`.
-Target = dict[str, Any]
-Batch = tuple[list[Tensor], list[Target]]
-# Whole images as PIL has them, and their ids.
-EvalBatch = tuple[list[Image.Image], list[int]]
-_Image = TypeVar("_Image")
-_Target = TypeVar("_Target")
 
 
 @dataclass(frozen=True)
@@ -71,32 +61,59 @@ def find_splits(root: Path) -> dict[str, Split]:
     return splits
 
 
-@dataclass(frozen=True)
-class CocoData:
-    """A split that was read and checked: its annotations and where its images are."""
+class CocoData(DetectionData):
+    """A split that was read and checked: its annotations and where its images are.
 
-    split: Split
-    images: Path
-    """The folder that the file names are relative to."""
-    annotations: Annotations
+    Args:
+        split: the annotation file.
+        images: the folder that the file names are relative to.
+        annotations: what the file says.
+    """
+
+    def __init__(self, split: Split, images: Path, annotations: Annotations) -> None:
+        self.split, self.images, self.annotations = split, images, annotations
+        self.categories = annotations.categories
+        self.unmasked = annotations.unmasked
 
     @property
-    def categories(self) -> Categories:
-        """The categories of this split's file."""
-        return self.annotations.categories
+    def name(self) -> str:
+        """The annotation file."""
+        return str(self.annotations.file)
 
     @property
-    def has_masks(self) -> bool:
-        """Whether every object has a mask."""
-        return self.annotations.unmasked is None
+    def image_ids(self) -> Sequence[int]:
+        """The ids in the annotation file."""
+        ids: list[int] = self.annotations.image_ids.tolist()
+        return ids
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.annotations.file_names)
 
     def image_path(self, index: int) -> Path:
         """File of the image at `index`."""
         return self.images / self.annotations.file_names[index]
+
+    def image_name(self, index: int) -> str:
+        """The file name of the image at `index`."""
+        return self.annotations.file_names[index]
+
+    def image(self, index: int) -> Image.Image:
+        """Read the image at `index`; raises UserError as `open_image`."""
+        width, height = self.annotations.sizes[index].tolist()
+        return open_image(self.image_path(index), (width, height))
+
+    def objects(self, index: int) -> Objects:
+        """The objects of the image at `index` that are sound."""
+        a = self.annotations
+        rows = range(a.first[index], a.first[index + 1])
+        where = slice(rows.start, rows.stop)
+        masks = [a.segmentations[row] for row in rows]
+        return Objects(a.boxes[where], a.category_ids[where], masks)
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The annotation file as it is, crowd regions included."""
+        content: dict[str, Any] = json.loads(self.annotations.file.read_bytes())
+        return content
 
     def summary(self) -> str:
         """Say in one line what the split holds and what was left out."""
@@ -143,101 +160,6 @@ def load_split(split: Split) -> CocoData:
     return CocoData(split, images, annotations)
 
 
-def merge_categories(*data: CocoData) -> Categories:
-    """Unite the categories of several splits, by id.
-
-    Raises UserError if an id has two names, or a name two ids.
-    """
-    by_id: dict[int, tuple[str, Path]] = {}
-    by_name: dict[str, tuple[int, Path]] = {}
-    for split in data:
-        file = split.annotations.file
-        for category, name in zip(split.categories.ids, split.categories.names, strict=True):
-            other_name, other_file = by_id.setdefault(category, (name, file))
-            if other_name != name:
-                raise UserError(
-                    f"{file}: category {category} is '{name}', but '{other_name}' in {other_file}; "
-                    "use the same categories in both"
-                )
-            other_id, other_file = by_name.setdefault(name, (category, file))
-            if other_id != category:
-                raise UserError(
-                    f"{file}: '{name}' is category {category}, but {other_id} in {other_file}; "
-                    "use the same categories in both"
-                )
-    pairs = ((category, name) for category, (name, _) in by_id.items())
-    return Categories.from_pairs(pairs, "categories")
-
-
-class CocoDataset(Dataset[tuple[Tensor, Target]]):
-    """Images and targets of a split, for training.
-
-    An item is the jittered image, uint8 (3, h, w), and a target with `boxes` float32 (n, 4), xyxy
-    in pixels of that image; `labels` int64 (n,), from 1; with `masks`, `masks`, a `Masks`; and
-    `image_id`, an int64 scalar. Crowd regions and instances less than a pixel wide or high in the
-    view, or without a pixel in their mask, are left out; of more than `max_instances` so many are
-    drawn at random (0 keeps all). An item is a function of `seed`, epoch and index alone, whatever
-    process makes it and in whatever order.
-
-    Raises UserError if `masks` are wanted of a split without, or `categories` lack one of its own.
-    """
-
-    def __init__(
-        self,
-        data: CocoData,
-        categories: Categories,
-        *,
-        jitter: LargeScaleJitter,
-        masks: bool = True,
-        max_instances: int = 0,
-        seed: int = 0,
-    ) -> None:
-        """Choose what an item is."""
-        if masks and not data.has_masks:
-            raise UserError(
-                f"{data.annotations.file}: annotation {data.annotations.unmasked} has no "
-                "segmentation; add it, or train a detector of boxes only"
-            )
-        category_ids = data.annotations.category_ids
-        unknown = set(np.unique(category_ids).tolist()) - set(categories.ids)
-        if unknown:
-            raise UserError(
-                f"{data.annotations.file}: category {min(unknown)} is not among the model's "
-                f"{categories}; use the categories that it was trained with"
-            )
-        self.data, self.jitter, self.masks, self.seed = data, jitter, masks, seed
-        self.max_instances = max_instances
-        self._labels = np.array([categories.label_of[c] for c in category_ids.tolist()], np.int64)
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.data)
-
-    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, Target]:
-        """Make the item (epoch, index), or index in epoch 0; raises UserError as `open_image`."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        a = self.data.annotations
-        path = self.data.image_path(index)
-        width, height = a.sizes[index].tolist()
-        image = open_image(path, (width, height))
-        target: Target = {"image_id": torch.tensor(a.image_ids[index])}
-        rng = np.random.default_rng((self.seed, epoch, index))
-        view = self.jitter.sample(rng, height, width)
-        pixels = view.image(image)
-        boxes = view.boxes(a.boxes[a.first[index] : a.first[index + 1]])
-        visible = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
-        kept = np.flatnonzero(visible)
-        if 0 < self.max_instances < len(kept):
-            kept = np.sort(rng.choice(kept, self.max_instances, replace=False))
-        rows = a.first[index] + kept
-        if self.masks:
-            target["masks"], drawn = view.masks([a.segmentations[row] for row in rows])
-            kept, rows = kept[drawn], rows[drawn]
-        target["boxes"] = torch.from_numpy(boxes[kept].astype(np.float32))
-        target["labels"] = torch.from_numpy(self._labels[rows])
-        return pixels, target
-
-
 def _stem(file: Path) -> str:
     return file.stem.removeprefix("instances_")
 
@@ -256,28 +178,3 @@ def _missing(folder: Path, file_names: tuple[str, ...]) -> list[str]:
         present = {f.name for f in parent.iterdir()} if parent.is_dir() else set()
         missing += [name for name in names if Path(name).name not in present]
     return missing
-
-
-class WholeImages(Dataset[tuple[Image.Image, int]]):
-    """The RGB images of a split as they are in their files, each with its id."""
-
-    def __init__(self, data: CocoData) -> None:
-        """Take a split."""
-        self.data = data
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Read one image; raises UserError as `open_image`."""
-        annotations = self.data.annotations
-        width, height = annotations.sizes[index].tolist()
-        image = open_image(self.data.image_path(index), (width, height))
-        return image, int(annotations.image_ids[index])
-
-
-def collate(samples: list[tuple[_Image, _Target]]) -> tuple[list[_Image], list[_Target]]:
-    """Lists, since images and instances differ in size and number."""
-    images, targets = zip(*samples, strict=True)
-    return list(images), list(targets)

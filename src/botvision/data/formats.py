@@ -1,119 +1,91 @@
-"""From what the user named to a folder: a folder, an archive of one, or a built-in set."""
+"""The formats that the splits of a data set may have, one file each."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from botvision.data.shapes import write_shapes
+from botvision.data.classification import ClassificationData
+from botvision.data.coco import find_splits, load_split
+from botvision.data.detection import DetectionData
+from botvision.data.huggingface import HuggingFaceData, hugging_face_splits
+from botvision.data.image_folder import ImageFolder
+from botvision.data.sources import HUGGING_FACE, class_folders, find_shards, open_data
+from botvision.data.webdataset import WebDataset
 from botvision.errors import UserError
 
-BUILT_IN = ("shapes", "shapes-context")
-# Before the name of a data set on the Hugging Face Hub, or of a folder that its library reads.
-HUGGING_FACE = "hfds/"
-# In the cache's folder names: a set made by another version of the generator is made anew.
-_SHAPES_VERSION = 1
+# A folder, an archive, a built-in set or hfds/NAME; or the splits as objects.
+DetectionSource = str | Mapping[str, DetectionData]
+ClassificationSource = str | Mapping[str, ClassificationData]
+DetectionSplits = dict[str, Callable[[], DetectionData]]
+# Opened with the classes of the model, or None for their own.
+ClassificationSplits = dict[str, Callable[[Sequence[str] | None], ClassificationData]]
+
+# Names of a split's folder, in the order of preference.
+_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-def open_data(data: str, *, cache: Path | None = None) -> Path:
-    """The folder behind ``data``, made or unpacked into the cache when it is not there yet.
+def detection_splits(data: DetectionSource) -> DetectionSplits:
+    """The splits of detection data by name, ``train``, ``val`` and ``test`` among them.
+
+    Each is read and checked when it is called.
+
+    Raises:
+        UserError: no such data, or it is not in COCO format.
+    """
+    if isinstance(data, str):
+        return {
+            name: partial(load_split, split) for name, split in find_splits(open_data(data)).items()
+        }
+    return {name: partial(_as_it_is, split) for name, split in data.items()}
+
+
+def _as_it_is(split: DetectionData) -> DetectionData:
+    return split
+
+
+def classification_splits(data: ClassificationSource) -> ClassificationSplits:
+    """The splits ``train``, ``val`` and ``test`` of classification data, those that it has.
 
     Args:
-        data: a folder; a zip or tar of one; or one of ``BUILT_IN``.
-        cache: where sets are made and archives unpacked; by default the environment's
-            ``BOTVISION_CACHE``, else ``~/.cache/botvision``.
+        data: a folder or archive of class folders or shards; ``hfds/NAME``, a data set of the
+            Hugging Face Hub or a folder that its library reads; or the splits as objects.
+
+    Returns:
+        By name what opens the split: a function of the model's classes, None for the split's own.
 
     Raises:
-        UserError: no such folder or archive, or an archive that cannot be read.
+        UserError: no such data, or none of the splits.
     """
-    cache = cache or Path(os.environ.get("BOTVISION_CACHE", "~/.cache/botvision")).expanduser()
-    if data in BUILT_IN:
-        context = data == "shapes-context"
-        name = f"{data}-v{_SHAPES_VERSION}"
-        return _made_once(cache / name, lambda root: write_shapes(root, context=context))
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return path
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such folder or archive; give a folder in COCO format or of class "
-            f"folders, a zip or tar of one, or a built-in set: {', '.join(BUILT_IN)}"
-        )
-    stat = path.stat()
-    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    name = f"{path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return _inner(_made_once(cache / name, lambda root: _unpack(path, root)))
-
-
-def is_classification_data(data: str) -> bool:
-    """Whether ``data`` is a Hugging Face set, class folders or shards, not COCO annotations.
-
-    Raises:
-        UserError: as :func:`open_data`, or it is none of them.
-    """
-    if data in BUILT_IN:
-        return False
+    if not isinstance(data, str):
+        return {name: partial(_with_classes, split, name) for name, split in data.items()}
+    splits: ClassificationSplits = {}
     if data.startswith(HUGGING_FACE):
-        return True
+        name = data.removeprefix(HUGGING_FACE)
+        there = hugging_face_splits(name)
+        for own, names in _SPLITS.items():
+            for split in reversed(names):
+                if split in there:
+                    splits[own] = partial(HuggingFaceData, name, split)
+        return splits
     root = open_data(data)
-    if any((root / "annotations").glob("*.json")):
-        return False
-    for split in ("train", "val", "valid", "validation", "test"):
-        if class_folders(root / split) or find_shards(root, split):
-            return True
-    raise UserError(
-        f"{root}: neither COCO format (annotations/instances_train.json and image folders) nor "
-        "class folders (train/CLASS/*.jpg and val/ or test/ likewise) nor shards (train-000.tar)"
-    )
-
-
-def class_folders(split: Path) -> list[Path]:
-    """The folders in ``split``, if there is one."""
-    return [path for path in split.iterdir() if path.is_dir()] if split.is_dir() else []
-
-
-def find_shards(root: Path, split: str) -> list[Path]:
-    """``SPLIT*.tar`` in the folder, or ``SPLIT/*.tar``."""
-    return sorted([*root.glob(f"{split}*.tar"), *root.glob(f"{split}/*.tar")])
-
-
-def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Fill a new folder beside ``folder`` and rename it, so that none is ever half there."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        made = Path(temporary) / folder.name
-        made.mkdir()
-        make(made)
-        try:
-            made.rename(folder)
-        except OSError:  # another process was quicker
-            if not folder.is_dir():
-                raise
-    return folder
-
-
-def _unpack(archive: Path, root: Path) -> None:
-    try:
-        if zipfile.is_zipfile(archive):
-            shutil.unpack_archive(archive, root, "zip")
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(root, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    for own, folders in _SPLITS.items():
+        for folder in reversed(folders):
+            if class_folders(root / folder):
+                splits[own] = partial(ImageFolder, root / folder)
+            elif shards := find_shards(root, folder):
+                splits[own] = partial(WebDataset, shards)
+    if not splits:
         raise UserError(
-            f"{archive}: not a readable zip or tar ({error}); download or pack it again"
-        ) from error
+            f"{root}: no class folders or shards; expected train/CLASS/*.jpg or train-000.tar, and "
+            "val or test likewise"
+        )
+    return splits
 
 
-def _inner(folder: Path) -> Path:
-    """Step into the one folder that an archive often wraps its content in."""
-    entries = [e for e in folder.iterdir() if not e.name.startswith((".", "__MACOSX"))]
-    return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
+def _with_classes(
+    split: ClassificationData, name: str, classes: Sequence[str] | None
+) -> ClassificationData:
+    if classes is not None and tuple(classes) != tuple(split.classes):
+        raise UserError(f"{name}: its classes are not the model's; give them in the same order")
+    return split

@@ -22,6 +22,16 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
     A step's images go through the model in ``accumulate`` parts, each cut evenly among
     ``processes``, of which this is number ``rank``.
+
+    Args:
+        images: number of images of the split.
+        batch_size: images per step (the global batch size).
+        steps: length of the run.
+        seed: of the order.
+        start: the first step that is yielded.
+        accumulate: micro-batches per step.
+        rank: number of this process.
+        processes: number of processes.
     """
 
     def __init__(
@@ -36,17 +46,14 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        """Take the size of the data and of the run; ``batch_size`` is a step's."""
         self.images, self.batch_size, self.steps = images, batch_size, steps
         self.seed, self.start = seed, start
         self.accumulate, self.rank, self.processes = accumulate, rank, processes
 
     def __len__(self) -> int:
-        """Count the run's batches, those before ``start`` included."""
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the keys of each batch from step ``start`` on."""
         part = self.batch_size // (self.accumulate * self.processes)
         for keys in self._steps():
             for first in range(self.rank * part, self.batch_size, self.processes * part):
@@ -76,7 +83,7 @@ def sample_images(images: int, limit: int | None) -> list[int]:
         UserError: a limit below 1.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: give at least 1")
+        raise UserError("give at least 1", parameter="limit", value=limit)
     order = np.random.default_rng(0).permutation(images)
     return sorted(order[:limit].tolist())
 

@@ -1,86 +1,104 @@
-"""COCO results and metrics."""
+"""COCO's metrics of a detector."""
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from contourpy import FillType, contour_generator
+import torch.distributed
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
-from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
-from botvision.data.rle import encode_patch
-from botvision.evaluation.precision_recall import PrecisionRecall
-
-Metrics = dict[str, Any]
+from botvision.data.categories import Categories
+from botvision.data.detection import DetectionData, EvalBatch
+from botvision.data.pasting import encode_mask
+from botvision.evaluation.evaluator import Metrics
+from botvision.evaluation.labels import LabelMap
+from botvision.evaluation.precision_recall import PrecisionRecall, write_precision_recall
+from botvision.evaluation.report import print_metrics, write_results
 
 _AREAS = {"s": 1, "m": 2, "l": 3}
 
 
-def encode_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """One mask of a detector as compressed RLE over the whole image.
+class CocoEvaluator:
+    """COCO's metrics of a detector on a split.
+
+    ``results``, ``metrics`` and ``curves`` hold the last pass.
 
     Args:
-        mask: (1, 28, 28) probabilities inside the box.
-        box: (4,) xyxy in pixels of the image.
-        size: height and width of the image.
+        data: the split.
+        categories: the model's, which the labels of its detections mean.
+        masks: whether the model has masks.
+        max_detections: maximum detections per image (100 in COCO's definition).
+        image_ids: of the images that are evaluated; all by default.
     """
-    top, left, pasted = _paste(mask, box, size)
-    return encode_patch(pasted > 0.5, top, left, size)
+
+    def __init__(
+        self,
+        data: DetectionData,
+        categories: Categories,
+        *,
+        masks: bool,
+        max_detections: int,
+        image_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.labels = LabelMap.between(categories, data)
+        self.truth = coco_ground_truth(data.ground_truth())
+        self.masks, self.max_detections, self.image_ids = masks, max_detections, image_ids
+        self.results: list[dict[str, Any]] = []
+        self.metrics: Metrics = {}
+        self.curves: dict[str, PrecisionRecall] = {}
+
+    @property
+    def score(self) -> float:
+        """Mask AP, or box AP of a model without masks."""
+        return float(self.metrics["segm" if self.masks else "bbox"]["AP"])
+
+    def reset(self) -> None:
+        """Forget the last pass."""
+        self.results = []
+
+    def update(self, predictions: Sequence[Mapping[str, Tensor]], batch: EvalBatch) -> None:
+        """Add the detections of a batch, see :class:`Evaluator`."""
+        for image, image_id, detection in zip(*batch, predictions, strict=True):
+            for result in image_results(detection, image_id, (image.height, image.width)):
+                category = self.labels.category_of.get(result["category_id"])
+                if category is not None:
+                    self.results.append({**result, "category_id": category})
+
+    def compute(self) -> Metrics:
+        """See :func:`coco_metrics`; over the detections of all processes."""
+        self.results = _gathered(self.results)
+        self.metrics, self.curves = coco_metrics(
+            self.truth,
+            self.results,
+            masks=self.masks,
+            max_detections=self.max_detections,
+            image_ids=self.image_ids,
+        )
+        return self.metrics
+
+    def report(self, folder: Path, console: Console) -> None:
+        """Write ``results.json`` and ``precision_recall.csv``, print the tables."""
+        write_results(folder, self.results)
+        write_precision_recall(folder, self.curves)
+        print_metrics(console, self.metrics)
 
 
-def mask_polygons(mask: Tensor, box: Tensor, size: tuple[int, int]) -> list[list[float]]:
-    """One mask of a detector as COCO's polygons: its outer contours, without its holes.
-
-    COCO's polygons cannot express a hole; RLE can. A contour runs where the probability between
-    the pixels' centres is one half.
-
-    Args:
-        mask: (1, 28, 28) probabilities inside the box.
-        box: (4,) xyxy in pixels of the image.
-        size: height and width of the image.
-
-    Returns:
-        A list x, y, x, y, ... for each part, in pixels of the image, whose edges are 0 and the
-        width or height; to a hundredth. No part where no probability is above one half.
-    """
-    top, left, pasted = _paste(mask, box, size)
-    closed = np.pad(pasted, 1)
-    height, width = closed.shape
-    # Of the padded patch the first pixel's centre is half a pixel outside it.
-    x, y = left - 0.5 + np.arange(width), top - 0.5 + np.arange(height)
-    contours: Any = contour_generator(x, y, closed, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
-    limits = np.array(size[::-1])
-    return [
-        # The outer contour comes first, and its last point is its first.
-        np.clip(points[: offsets[1] - 1], 0, limits).round(2).ravel().tolist()
-        for points, offsets in zip(*contours, strict=True)
-    ]
-
-
-def _paste(
-    mask: Tensor, box: Tensor, size: tuple[int, int]
-) -> tuple[int, int, NDArray[np.float32]]:
-    """Top and left in the image, and the probabilities there: what torchvision pastes.
-
-    Its ``paste_masks_in_image`` gives the whole image, mostly zeros: of a large image hundreds of
-    megabytes for every mask.
-    """
-    padded, scale = expand_masks(mask[None], 1)
-    x0, y0, x1, y1 = expand_boxes(box[None], scale)[0].to(torch.int64).tolist()
-    shape = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
-    resized = F.interpolate(padded, size=shape, mode="bilinear", align_corners=False)[0, 0]
-    left, right = max(x0, 0), min(x1 + 1, size[1])
-    top, bottom = max(y0, 0), min(y1 + 1, size[0])
-    return top, left, resized[top - y0 : bottom - y0, left - x0 : right - x0].float().numpy()
+def _gathered(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of all processes; each evaluated other images."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return results
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, results)
+    return list(itertools.chain(*parts))
 
 
 def image_results(
@@ -97,7 +115,7 @@ def image_results(
         size: height and width of the image.
     """
     boxes = detection["boxes"]
-    masks = detection.get("masks")
+    masks = detection["masks"][:, 0].float().numpy() if "masks" in detection else None
     results = []
     for i, (label, score) in enumerate(
         zip(detection["labels"].tolist(), detection["scores"].tolist(), strict=True)
@@ -110,14 +128,14 @@ def image_results(
             "score": score,
         }
         if masks is not None:
-            result["segmentation"] = encode_mask(masks[i], boxes[i].float(), size)
+            result["segmentation"] = encode_mask(masks[i], boxes[i].numpy(), size)
         results.append(result)
     return results
 
 
-def load_ground_truth(annotations: Path) -> COCO:
-    """The annotation file, with the area and iscrowd that some writers leave out."""
-    truth = COCO(json.loads(annotations.read_text(encoding="utf-8")))
+def coco_ground_truth(content: dict[str, Any]) -> COCO:
+    """COCO's index of an annotation file's content; adds area and iscrowd where they are absent."""
+    truth = COCO(content)
     for annotation in truth.anns.values():
         annotation.setdefault("iscrowd", 0)
         if "area" in annotation:
@@ -135,7 +153,7 @@ def coco_metrics(
     *,
     masks: bool,
     max_detections: int = 100,
-    images: Sequence[int] | None = None,
+    image_ids: Sequence[int] | None = None,
 ) -> tuple[Metrics, dict[str, PrecisionRecall]]:
     """COCO's metrics of ``results`` against ``truth``, and the curves behind them.
 
@@ -144,8 +162,8 @@ def coco_metrics(
         results: COCO's result format, with the annotation file's category ids.
         masks: also ``segm``. Its size classes of unmatched detections go by box area, as
             pycocotools' ``loadRes`` has it for results with both boxes and masks.
-        max_detections: kept an image, the best first (100 in COCO's definition).
-        images: ids of the images that count; all by default.
+        max_detections: maximum detections per image, the best first (100 in COCO's definition).
+        image_ids: of the images that count; all by default.
 
     Returns:
         ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR<max>", "ARs",
@@ -155,12 +173,13 @@ def coco_metrics(
     metrics: Metrics = {}
     curves: dict[str, PrecisionRecall] = {}
     per_class: dict[str, dict[str, dict[str, float]]] = {}
-    detections = truth.loadRes(results)
+    # loadRes writes into what it is given.
+    detections = truth.loadRes([dict(result) for result in results])
     for kind in ("bbox", "segm") if masks else ("bbox",):
         evaluation = COCOeval_faster(truth, detections, kind, print_function=lambda *_: None)
         evaluation.params.maxDets = sorted({1, min(10, max_detections), max_detections})
-        if images is not None:
-            evaluation.params.imgIds = list(images)
+        if image_ids is not None:
+            evaluation.params.imgIds = list(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from botvision.data.categories import Categories
-from botvision.data.coco import CocoData
+from botvision.data.detection import DetectionData
 from botvision.errors import UserError
 
 
@@ -18,7 +18,7 @@ class LabelMap:
     only_data: list[str]
 
     @classmethod
-    def between(cls, model: Categories, data: CocoData) -> LabelMap:
+    def between(cls, model: Categories, data: DetectionData) -> LabelMap:
         """Match by name: ids differ between files, names are what people mean.
 
         Raises:
@@ -32,7 +32,7 @@ class LabelMap:
         }
         if not category_of:
             raise UserError(
-                f"{data.annotations.file}: has none of the model's classes "
+                f"{data.name}: has none of the model's classes "
                 f"({', '.join(model.names[:5])}...); evaluate on data with the same class names"
             )
         return cls(

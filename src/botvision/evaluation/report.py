@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from botvision.evaluation.coco import Metrics
+from botvision.evaluation.evaluator import Metrics
+from botvision.files import write_text
 
 _TITLES = {"bbox": "box", "segm": "mask"}
 # Longer lists of classes are left to metrics.json.
@@ -20,15 +21,14 @@ def write_results(folder: Path, results: list[dict[str, Any]]) -> Path:
     """Write ``results.json`` in COCO's result format."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
-    path.write_text(json.dumps(results), encoding="utf-8")
+    write_text(path, json.dumps(results))
     return path
 
 
 def print_limit(console: Console, images: int, of: int) -> None:
     """Say that not all images of the split are evaluated, if so."""
     if images < of:
-        text = f"a quick look (--limit): {images:,} of the {of:,} images, drawn at random"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(f"limit: {images:,} of the {of:,} images, a quick look drawn at random")
 
 
 def print_metrics(console: Console, metrics: Metrics) -> None:
@@ -39,7 +39,7 @@ def print_metrics(console: Console, metrics: Metrics) -> None:
     table = _table("", names=names)
     for kind in kinds:
         table.add_row(_TITLES[kind], *(_number(metrics[kind][name]) for name in names))
-    console.print(table)
+    console.print(table, soft_wrap=False)
     classes = metrics["per_class"]
     if not 1 < len(classes) <= _CLASSES_SHOWN:
         return
@@ -48,7 +48,7 @@ def print_metrics(console: Console, metrics: Metrics) -> None:
         for kind in kinds:
             cells = (_number(values[kind][metric]) for metric in names)
             table.add_row(name if kind == kinds[0] else "", _TITLES[kind], *cells)
-    console.print(table)
+    console.print(table, soft_wrap=False)
 
 
 def _table(*left: str, names: list[str]) -> Table:

@@ -1,9 +1,11 @@
-"""Weights in one file with all that is needed to use them."""
+"""Saved models: weights in one file with all that is needed to use them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import PretrainedCfg
 from torch import nn
-from torchvision.models.detection import FasterRCNN
 
 import botvision
+from botvision.attention import Implementation
 from botvision.config import (
     ClassificationConfig,
     DetectionConfig,
@@ -25,15 +27,22 @@ from botvision.config import (
     Norm,
 )
 from botvision.data.categories import Categories
-from botvision.detection import build_detector
+from botvision.detection import Detector, build_detector
 from botvision.errors import UserError
 from botvision.models import check_model_args, create_model
 from botvision.training.fsdp import whole_tensors
 
+# Of the fields below, in the metadata of the weights file. Files without one are of version 0.1.
+SCHEMA = 1
+
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """What a detector is: how to build it, and what its labels mean."""
+    """What a detector is: how to build it, and what its labels mean.
+
+    ``objects`` names the parts that were given as objects, ``"impl"`` and ``"box_head"``: whoever
+    loads the model has to give them again, since a file is not to say which code to run.
+    """
 
     model: str
     task: DetectionTask
@@ -42,12 +51,17 @@ class DetectorSpec:
     model_args: dict[str, Any]
     detector: DetectorConfig
     categories: Categories
+    objects: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, config: DetectionConfig, task: DetectionTask, categories: Categories
+        cls,
+        config: DetectionConfig,
+        task: DetectionTask,
+        categories: Categories,
+        objects: Sequence[str] = (),
     ) -> DetectorSpec:
-        """The card of the detector that ``config`` trains."""
+        """The spec of the detector that ``config`` trains."""
         return cls(
             model=config.model,
             task=task,
@@ -56,6 +70,7 @@ class DetectorSpec:
             model_args=config.model_args,
             detector=config.detector,
             categories=categories,
+            objects=tuple(objects),
         )
 
     @classmethod
@@ -64,10 +79,13 @@ class DetectorSpec:
         numbers = _tuples(fields["detector"])
         ids, names = (tuple(fields["categories"][key]) for key in ("ids", "names"))
         own = {"detector": DetectorConfig(**numbers), "categories": Categories(ids, names)}
-        return cls(**{**fields, **own})
+        return cls(**{**fields, **own, "objects": tuple(fields.get("objects", ()))})
 
-    def build(self) -> FasterRCNN:
+    def build(
+        self, *, impl: Implementation | None = None, box_head: nn.Module | None = None
+    ) -> Detector:
         """The detector, its weights drawn at random."""
+        _check_objects(self.objects, impl=impl, box_head=box_head)
         check_model_args(self.model, self.model_args)
         return build_detector(
             self.model,
@@ -76,13 +94,17 @@ class DetectorSpec:
             task=self.task,
             norm=self.norm,
             config=self.detector,
-            model_args=self.model_args,
+            model_args=_with_impl(self.model_args, impl),
+            box_head=box_head,
         ).to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """What a classifier is: how to build it, what it wants to see, what its outputs mean."""
+    """What a classifier is: how to build it, what it wants to see, what its outputs mean.
+
+    ``objects`` is as in :class:`DetectorSpec`.
+    """
 
     model: str
     image_size: int
@@ -93,20 +115,24 @@ class ClassifierSpec:
     std: tuple[float, ...]
     crop_share: float
     task: Literal["classification"] = "classification"
+    objects: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: ClassificationConfig, classes: tuple[str, ...]) -> ClassifierSpec:
-        """The card of the classifier that ``config`` trains; size and colours are the model's."""
+    def of(
+        cls, config: ClassificationConfig, classes: Sequence[str], objects: Sequence[str] = ()
+    ) -> ClassifierSpec:
+        """The spec of the classifier that ``config`` trains; size and colors are the model's."""
         cfg = timm.get_pretrained_cfg(config.model) or PretrainedCfg()
         return cls(
             model=config.model,
             image_size=config.image_size or cfg.input_size[-1],
             norm=config.norm,
             model_args=config.model_args,
-            classes=classes,
+            classes=tuple(classes),
             mean=cfg.mean,
             std=cfg.std,
             crop_share=config.crop_share,
+            objects=tuple(objects),
         )
 
     @classmethod
@@ -114,22 +140,50 @@ class ClassifierSpec:
         """From what ``save_model`` wrote of it."""
         return cls(**_tuples(fields))
 
-    def build(self, **regularisation: Any) -> nn.Module:
-        """The classifier, its weights drawn at random; ``regularisation`` in timm's words."""
+    def build(
+        self,
+        *,
+        impl: Implementation | None = None,
+        box_head: nn.Module | None = None,
+        **regularization: Any,
+    ) -> nn.Module:
+        """The classifier, its weights drawn at random; ``regularization`` in timm's words."""
+        _check_objects(self.objects, impl=impl, box_head=box_head)
         check_model_args(self.model, self.model_args)
         try:
             model = create_model(
                 self.model,
                 num_classes=len(self.classes),
                 image_size=self.image_size,
-                **self.model_args,
-                **regularisation,
+                **_with_impl(self.model_args, impl),
+                **regularization,
             )
-        except (RuntimeError, AssertionError, TypeError) as error:
-            raise UserError(f"--model {self.model}: cannot be built ({error})") from error
+        except UserError:
+            raise
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+            raise UserError(
+                f"cannot be built ({error})", parameter="model", value=self.model
+            ) from error
         if self.norm == "frozen":
             model = freeze_batch_norm_2d(model)  # type: ignore[no-untyped-call]
         return model.to(memory_format=torch.channels_last)
+
+
+ModelSpec = DetectorSpec | ClassifierSpec
+
+
+def _check_objects(wanted: Sequence[str], **given: object) -> None:
+    for name, value in given.items():
+        if name in wanted and value is None:
+            raise UserError(
+                "the model was trained with an object of your own; give it again", parameter=name
+            )
+        if name not in wanted and value is not None:
+            raise UserError("the model was trained without one; leave it out", parameter=name)
+
+
+def _with_impl(model_args: dict[str, Any], impl: Implementation | None) -> dict[str, Any]:
+    return model_args if impl is None else {**model_args, "impl": impl}
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
@@ -137,15 +191,12 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
-ModelSpec = DetectorSpec | ClassifierSpec
-
-
-def save_model(path: Path, model: nn.Module, card: ModelSpec, *, writes: bool = True) -> None:
-    """Write the weights as safetensors, the card as JSON in the file's metadata.
+def save_model(path: Path, model: nn.Module, spec: ModelSpec, *, writes: bool = True) -> None:
+    """Write the weights as safetensors, the spec as JSON in the file's metadata.
 
     Of several processes all have to call this, and one ``writes``.
     """
-    text = json.dumps({"version": botvision.__version__, **asdict(card)})
+    text = json.dumps({"schema": SCHEMA, "version": botvision.__version__, **asdict(spec)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in whole_tensors(model).items()}
     if not writes:
         return
@@ -154,13 +205,25 @@ def save_model(path: Path, model: nn.Module, card: ModelSpec, *, writes: bool = 
     temporary.replace(path)
 
 
-def load_model(run: Path) -> tuple[nn.Module, ModelSpec]:
+def load_model(
+    source: str | PathLike[str],
+    *,
+    impl: Implementation | None = None,
+    box_head: nn.Module | None = None,
+) -> tuple[nn.Module, ModelSpec]:
     """The model of a run folder (its ``best.safetensors``) or of a weights file, in eval mode.
 
+    Args:
+        source: the folder or file.
+        impl: the attention implementation, if the model was trained with an object of your own.
+        box_head: likewise the box head, whose weights are then loaded into it.
+
     Raises:
-        UserError: no such run or file, or a file that this command did not write.
+        UserError: no such run or file, a file that this library did not write or of a later
+            version, or an object that is missing.
     """
-    path = run / "best.safetensors" if run.is_dir() else run
+    path = Path(source)
+    path = path / "best.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
             f"{path}: no such weights; give a run folder that `botvision train` has finished, or "
@@ -173,13 +236,32 @@ def load_model(run: Path) -> tuple[nn.Module, ModelSpec]:
         raise UserError(f"{path}: not a safetensors file; give a run's best.safetensors") from error
     if text is None:
         raise UserError(
-            f"{path}: no botvision model, its metadata says nothing of one; give a run's "
-            "best.safetensors, or start a training from the file with --weights"
+            f"{path}: no botvision model, its metadata does not describe one; give a run's "
+            "best.safetensors, or start a training from the file with `weights`"
         )
-    fields = json.loads(text)
+    spec = _spec(json.loads(text), path)
+    model = spec.build(impl=impl, box_head=box_head)
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: its weights do not fit its description ({reason})") from error
+    return model.eval(), spec
+
+
+def _spec(fields: dict[str, Any], path: Path) -> ModelSpec:
+    schema = fields.pop("schema", 0)
+    if schema > SCHEMA:
+        raise UserError(
+            f"{path}: written by a later version of botvision ({fields.get('version')}); upgrade"
+        )
     del fields["version"]
+    if schema == 0:
+        fields["model_args"] = upgrade_model_args(fields["model_args"])
     classifies = fields["task"] == "classification"
-    card = (ClassifierSpec if classifies else DetectorSpec).from_fields(fields)
-    model = card.build()
-    model.load_state_dict(load_file(path))
-    return model.eval(), card
+    return (ClassifierSpec if classifies else DetectorSpec).from_fields(fields)
+
+
+def upgrade_model_args(model_args: dict[str, Any]) -> dict[str, Any]:
+    """Model arguments of version 0.1 in the present words."""
+    return {"num_heads" if k == "heads" else k: v for k, v in model_args.items()}

@@ -1,6 +1,9 @@
-"""One training step of a classifier."""
+"""Image classification: training step, data and settings, evaluation."""
 
 from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -8,59 +11,91 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
-from botvision.config import ClassificationConfig
-from botvision.data.image_folder import ClassificationBatch
+from botvision.attention import Implementation
+from botvision.attention.position import AbsolutePosition, RelativePosition
+from botvision.config import ClassificationConfig, EvaluateConfig
+from botvision.data.classification import (
+    ClassificationBatch,
+    ClassificationData,
+    ClassificationDataset,
+    collate_classification,
+    eval_transform,
+    readable_names,
+    train_transform,
+)
+from botvision.data.formats import ClassificationSource, classification_splits
+from botvision.data.loaders import eval_loader
+from botvision.data.samplers import sample_images
+from botvision.device import Process, worker_count
 from botvision.errors import UserError
+from botvision.evaluation.classification import ClassificationEvaluator
+from botvision.models import load_weights
 from botvision.tasks.checkpoint import ClassifierSpec
+from botvision.tasks.task import EvaluationPass, Training, Validation, choose_split
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.optimizer import make_optimizer, seed_batch
+from botvision.visualize.classes import draw_confusion
 
 
-class ClassifierInference(L.LightningModule):
-    """A classifier under Lightning's validation loop, from uint8 images."""
+class ClassificationInference(L.LightningModule):
+    """A classifier under Lightning's validation loop, from uint8 images.
 
-    def __init__(self, model: nn.Module, card: ClassifierSpec) -> None:
-        """Take the model, and its card for the colours that it wants."""
+    Args:
+        model: (B, 3, S, S) to logits (B, classes).
+        spec: mean and standard deviation of the colors that it was trained on.
+    """
+
+    def __init__(self, model: nn.Module, spec: ClassifierSpec) -> None:
         super().__init__()
         self.model = model
-        for name, values in (("mean", card.mean), ("std", card.std)):
+        for name, values in (("mean", spec.mean), ("std", spec.std)):
             scaled = 255 * torch.tensor(values).view(1, -1, 1, 1)
             self.register_buffer(name, scaled, persistent=False)
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalized(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to float32, channels-last, of the mean and deviation of training."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         images = images.contiguous(memory_format=torch.channels_last)
         return (images.float() - mean) / std
 
-    def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
-        """Logits (B, classes), float32."""
-        logits: Tensor = self.model(self.normalised(batch[0]))
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to logits (B, classes), float32."""
+        logits: Tensor = self.model(self.normalized(images))
         return logits.float()
 
+    def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Logits of a batch."""
+        return {"predictions": self.logits(batch[0])}
 
-class ClassifierModule(ClassifierInference):
-    """A classifier in training: mixed images, smoothed labels, one cross-entropy."""
+
+class ClassificationModule(ClassificationInference):
+    """A classifier in training: mixed images, smoothed labels, one cross-entropy.
+
+    Args:
+        model: to train.
+        spec: of the model.
+        config: settings of the run.
+        steps: length of the run.
+    """
 
     def __init__(
-        self, model: nn.Module, card: ClassifierSpec, config: ClassificationConfig, steps: int
+        self, model: nn.Module, spec: ClassifierSpec, config: ClassificationConfig, steps: int
     ) -> None:
-        """Take the model, its card, the settings and the run's steps."""
-        super().__init__(model, card)
-        self.config = config
-        self.steps = steps
+        super().__init__(model, spec)
+        self.config, self.steps = config, steps
         self.mix = None
         if config.mixup or config.cutmix:
             self.mix = Mixup(  # type: ignore[no-untyped-call]
                 config.mixup,
                 config.cutmix,
                 label_smoothing=config.smoothing,
-                num_classes=len(card.classes),
+                num_classes=len(spec.classes),
             )
 
     def configure_model(self) -> None:
-        """Share the model out among the processes, if that is wanted."""
+        """Shard the model over the processes, if that is wanted."""
         shard_if_wanted(self, self.model, self.config)
 
     def on_train_batch_start(self, batch: ClassificationBatch, batch_idx: int) -> None:
@@ -73,17 +108,17 @@ class ClassifierModule(ClassifierInference):
         Raises:
             UserError: the loss is not finite.
         """
-        images, targets = self.normalised(batch[0]), batch[1]
-        if self.mix is not None:
-            images, targets = self.mix(images, targets)  # targets (B, classes), smoothed
-            loss = F.cross_entropy(self.model(images).float(), targets)
+        images, targets = batch
+        if self.mix is None:
+            smoothing = self.config.smoothing
+            loss = F.cross_entropy(self.logits(images), targets, label_smoothing=smoothing)
         else:
-            logits = self.model(images).float()
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.config.smoothing)
+            mixed, targets = self.mix(self.normalized(images), targets)  # (B, classes), smoothed
+            loss = F.cross_entropy(self.model(mixed).float(), targets)
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is not finite at step {self.global_step}; lower --lr, lengthen "
-                "--warmup-steps, or set --clip-norm"
+                f"the loss is not finite at step {self.global_step}; lower `lr`, lengthen "
+                "`warmup_steps`, or set `clip_norm`"
             )
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(images))
         return {"loss": loss}
@@ -91,3 +126,138 @@ class ClassifierModule(ClassifierInference):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """See :func:`make_optimizer`."""
         return make_optimizer(self.model, self.config, self.steps)
+
+
+class ClassificationTraining:
+    """Classification data and settings of one training, read and checked.
+
+    The validation split is ``val`` or, without one, ``test``.
+
+    Args:
+        config: settings of the run.
+        data: what ``config.data`` names, or its splits as objects.
+        impl: an attention implementation of the caller's.
+
+    Raises:
+        UserError: a fault in the data or the settings.
+    """
+
+    def __init__(
+        self,
+        config: ClassificationConfig,
+        data: ClassificationSource,
+        *,
+        impl: Implementation | None = None,
+    ) -> None:
+        self.config, self.impl = config, impl
+        splits = classification_splits(data)
+        if "train" not in splits:
+            raise UserError(f"{config.data}: has no training split, only {', '.join(splits)}")
+        self.train = splits["train"](None)
+        self.held_out = next((name for name in ("val", "test") if name in splits), "")
+        self.val = splits[self.held_out](self.train.classes) if self.held_out else None
+        self.images = len(self.train)
+        if config.mixup or config.cutmix:
+            parts = config.accumulate * config.devices * config.nodes
+            if config.batch_size // parts % 2:
+                raise UserError("`mixup`, `cutmix`: pair the images, so `batch_size` is to be even")
+
+    def training(self, steps: int, process: Process) -> Training:
+        """Build the classifier and what surrounds it."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        objects = ["impl"] if self.impl is not None else []
+        spec = ClassifierSpec.of(config, self.train.classes, objects)
+        rates = {"drop_rate": config.dropout, "drop_path_rate": config.drop_path}
+        model = spec.build(impl=self.impl, **{name: rate for name, rate in rates.items() if rate})
+        summary = [data.summary() for data in (self.train, self.val) if data is not None]
+        if config.weights is not None:
+            summary.append(str(load_weights(model, config.weights)))
+        validation = None
+        if self.val is not None:
+            validation = _validation(
+                self.val,
+                self.held_out,
+                range(len(self.val)),
+                spec,
+                batch_size=config.batch_size // (config.accumulate * process.count),
+                workers=worker_count(config.workers, config.device),
+                process=process,
+            )
+        transform = train_transform(config, spec.image_size)
+        return Training(
+            model=model,
+            spec=spec,
+            module=ClassificationModule(model, spec, config, steps),
+            dataset=ClassificationDataset(self.train, transform, seed=config.seed),
+            collate_fn=collate_classification,
+            validation=validation,
+            summary=summary,
+            resolved={
+                "task": "classification",
+                "image_size": spec.image_size,
+                "classes": list(spec.classes),
+            },
+        )
+
+
+def _validation(
+    data: ClassificationData,
+    split: str,
+    chosen: range | list[int],
+    spec: ClassifierSpec,
+    *,
+    batch_size: int,
+    workers: int,
+    process: Process,
+) -> Validation:
+    """One pass over the chosen images of a split."""
+    evaluator = ClassificationEvaluator(readable_names(spec.classes))
+    loader = eval_loader(
+        Subset(
+            ClassificationDataset(data, eval_transform(spec.image_size, spec.crop_share)), chosen
+        ),
+        collate_classification,
+        batch_size=batch_size,
+        workers=workers,
+        rank=process.rank,
+        processes=process.count,
+    )
+
+    def draw(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_confusion(evaluator.classes, evaluator.confusion, folder / "confusion.png")
+
+    facts = {"split": split, "images": len(chosen), "images_in_split": len(data)}
+    return Validation(loader, evaluator, draw, facts)
+
+
+def classification_pass(
+    model: nn.Module, spec: ClassifierSpec, data: ClassificationSource, config: EvaluateConfig
+) -> EvaluationPass:
+    """The evaluation of a saved classifier on a split.
+
+    Raises:
+        UserError: a fault in the options, no such split, or other classes than the model's.
+    """
+    splits = classification_splits(data)
+    name = choose_split([*splits], config.split, str(data))
+    if config.image_size is not None:
+        spec = dataclasses.replace(spec, image_size=config.image_size)
+    if config.table_resize is not None:
+        for module in model.modules():
+            if isinstance(module, RelativePosition | AbsolutePosition):
+                module.table_resize = config.table_resize
+    split = splits[name](spec.classes)
+    validation = _validation(
+        split,
+        name,
+        sample_images(len(split), config.limit),
+        spec,
+        batch_size=32 if config.batch_size is None else config.batch_size,
+        workers=worker_count(config.workers, config.device),
+        process=Process(),
+    )
+    validation.facts["image_size"] = spec.image_size
+    summary = [f"{split.summary()}, seen at {spec.image_size} px"]
+    return EvaluationPass(ClassificationInference(model, spec), validation, summary)

@@ -1,120 +1,114 @@
-"""``botvision demo``: from nothing to pictures worth showing, on the built-in shapes."""
+"""The demo: from nothing to pictures worth showing, on the built-in shapes."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from torchvision.models.detection import FasterRCNN
 
 from botvision.attention import RelativeAttention2d
-from botvision.config import DetectionConfig
-from botvision.data.coco import CocoData, find_splits, load_split
-from botvision.data.formats import open_data
-from botvision.data.images import open_image
+from botvision.data.detection import DetectionData
+from botvision.data.formats import detection_splits
 from botvision.data.transforms import CropResizeFlip, fit_image
-from botvision.detection.inference import detect
-from botvision.detection.tta import TTA
-from botvision.evaluation.coco import image_results
-from botvision.tasks.checkpoint import DetectorSpec, load_model
-from botvision.tasks.predict import draw_results
+from botvision.detection import Detector
+from botvision.tasks.load import DetectionModel, load
 from botvision.tasks.train import train
-from botvision.training.run import RunFolder
+from botvision.terminal import terminal
+from botvision.training.run import Run
 from botvision.visualize.attention import attention_figure
-from botvision.visualize.curves import plot_curves
 from botvision.visualize.overlays import contact_sheet, draw_instances
 
 _IMAGES_SHOWN = 6
 _QUERIES_SHOWN = 3
 
 
-def demo(config: DetectionConfig, *, console: Console | None = None) -> Path:
-    """Train on unseen-by-validation shapes, evaluate, and draw overlays, curves and attention.
+def demo(
+    out: str | Path = "runs/demo",
+    *,
+    data: str = "shapes",
+    recipe: str = "demo",
+    console: Console | None = None,
+    **settings: Any,
+) -> Run:
+    """Train on the built-in shapes, evaluate on others, and draw overlays, curves and attention.
 
-    An interrupted demo goes on where it stopped; a complete one draws its pictures again.
+    An interrupted demo is resumed; a complete one draws its pictures again.
 
     Args:
-        config: the recipe's settings, with ``out``.
-        console: where to say what happens; the terminal by default.
+        out: run folder.
+        data: a built-in set, or other detection data with masks.
+        recipe: name of a recipe.
+        console: where to print; the terminal or notebook by default.
+        settings: as of :func:`train`.
 
     Returns:
-        The run folder.
+        The run.
     """
-    console = console or Console()
-    run = RunFolder(train(config, resume=True, console=console))
-    detector, card = load_model(run.path)
-    assert isinstance(detector, FasterRCNN) and isinstance(card, DetectorSpec)
-    data = load_split(find_splits(open_data(config.data))["val"])
+    console = console or terminal()
+    run = train(data, recipe=recipe, out=out, resume=True, console=console, **settings)
+    model = load(run)
+    assert isinstance(model, DetectionModel)
+    val = detection_splits(data)["val"]()
     run.predictions.mkdir(exist_ok=True)
-    indices = _busiest(data, _IMAGES_SHOWN)
-    rows = [_overlays(detector, card, data, index) for index in indices]
+    counts = [len(val.objects(index).boxes) for index in range(len(val))]
+    busiest = sorted(range(len(val)), key=lambda index: -counts[index])[:_IMAGES_SHOWN]
     overlays = run.predictions / "overlays.png"
+    rows = [_overlays(model, val, index) for index in busiest]
     contact_sheet(rows, ["image", "ground truth", "prediction"]).save(overlays)
-    plot_curves(run.events, run.plots)
-    _attention(detector, card, data, indices[0]).save(run.plots / "attention.png")
-    metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
+    _attention(model, val, busiest[0]).save(run.plots / "attention.png")
+    metrics = run.metrics
     ap50 = metrics["segm"]["AP50"]
     console.print(f"mask AP50 {ap50:.3f} on {metrics['images']} unseen pictures; look at")
     for path in (overlays, *sorted(run.plots.glob("*.png"))):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
-    return run.path
+        console.print(f"  {path}")
+    return run
 
 
-def _busiest(data: CocoData, number: int) -> list[int]:
-    """Images with the most objects: they show the most."""
-    first = data.annotations.first
-    counts = (first[1:] - first[:-1]).tolist()
-    return sorted(range(len(data)), key=lambda index: -counts[index])[:number]
-
-
-def _overlays(
-    detector: FasterRCNN, card: DetectorSpec, data: CocoData, index: int
-) -> list[Image.Image]:
+def _overlays(model: DetectionModel, data: DetectionData, index: int) -> list[Image.Image]:
     """The image, its ground truth and what the detector finds."""
-    annotations = data.annotations
-    image = open_image(data.image_path(index))
-    rows = range(annotations.first[index], annotations.first[index + 1])
-    whole = CropResizeFlip((0, 0, image.width, image.height), image.height, image.width)
-    masks, _ = whole.masks([annotations.segmentations[row] for row in rows])
-    names = dict(zip(card.categories.ids, card.categories.names, strict=True))
+    image, objects = data.image(index), data.objects(index)
+    whole = CropResizeFlip.fit(*image.size, max(image.size))
+    masks, _ = whole.masks([mask for mask in objects.segmentations if mask is not None])
     truth = draw_instances(
         image,
-        annotations.boxes[rows.start : rows.stop],
-        [names[int(annotations.category_ids[row])] for row in rows],
+        objects.boxes,
+        _names(model, objects.category_ids),
         masks=masks.whole().bool().numpy(),
     )
-    detector.roi_heads.score_thresh = 0.5
-    (found,) = detect(detector, [image], TTA(card.image_size))
-    results = image_results(found, 0, (image.height, image.width))
-    plain = draw_instances(image, [], [])
-    return [plain, truth, draw_results(image, results, card.categories)]
+    (prediction,) = model.predict(image)
+    return [draw_instances(image, [], []), truth, prediction.draw()]
 
 
-def _attention(detector: FasterRCNN, card: DetectorSpec, data: CocoData, index: int) -> Image.Image:
-    """What the cells at the centres of the largest objects take from the whole picture."""
-    fitted = fit_image(open_image(data.image_path(index)), card.image_size)
-    canvas = Image.new("RGB", (card.image_size, card.image_size))
+def _names(model: DetectionModel, category_ids: NDArray[np.int64]) -> list[str]:
+    categories = model.spec.categories
+    names = dict(zip(categories.ids, categories.names, strict=True))
+    return [names[category] for category in category_ids.tolist()]
+
+
+def _attention(model: DetectionModel, data: DetectionData, index: int) -> Image.Image:
+    """The attention of the cells at the centers of the largest objects, over the whole picture."""
+    size = model.spec.image_size
+    image, objects = data.image(index), data.objects(index)
+    fitted = fit_image(image, size)
+    canvas = Image.new("RGB", (size, size))
     canvas.paste(Image.fromarray(fitted.permute(1, 2, 0).numpy()))
-    annotations = data.annotations
-    rows = slice(annotations.first[index], annotations.first[index + 1])
-    boxes = annotations.boxes[rows] * (fitted.shape[-1] / int(annotations.sizes[index][0]))
-    names = dict(zip(card.categories.ids, card.categories.names, strict=True))
+    boxes = objects.boxes * (fitted.shape[-1] / image.width)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     largest = areas.argsort()[::-1][:_QUERIES_SHOWN]
     return attention_figure(
         canvas,
-        attention_weights(detector, fitted),
+        attention_weights(model.module, fitted.to(model.device)),
         [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes[largest].tolist()],
-        [names[int(annotations.category_ids[rows][k])] for k in largest],
+        _names(model, objects.category_ids[largest]),
     )
 
 
-def attention_weights(detector: FasterRCNN, image: torch.Tensor) -> NDArray[np.float32]:
+def attention_weights(detector: Detector, image: torch.Tensor) -> NDArray[np.float32]:
     """The first attention layer's weights for one image as the detector sees it.
 
     Returns:
@@ -127,5 +121,5 @@ def attention_weights(detector: FasterRCNN, image: torch.Tensor) -> NDArray[np.f
     with torch.inference_mode():
         detector([image])
         handle.remove()
-        weights: NDArray[np.float32] = layer.probabilities(inputs[0])[0].numpy()
+        weights: NDArray[np.float32] = layer.probabilities(inputs[0])[0].cpu().numpy()
     return weights

@@ -1,67 +1,113 @@
-"""One training step of a detector."""
+"""Detection and instance segmentation: training step, data and settings, evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torch.utils.data import Subset
 
-from botvision.config import DetectionConfig
-from botvision.data.coco import Batch, EvalBatch
+from botvision.attention import Implementation
+from botvision.config import DetectionConfig, DetectionTask, EvaluateConfig
+from botvision.data.categories import Categories, merge_categories
+from botvision.data.detection import (
+    Batch,
+    DetectionData,
+    DetectionDataset,
+    EvalBatch,
+    WholeImages,
+    collate,
+)
+from botvision.data.formats import DetectionSource, detection_splits
+from botvision.data.jitter import LargeScaleJitter
+from botvision.data.loaders import eval_loader
+from botvision.data.samplers import sample_images
+from botvision.detection import Detector
 from botvision.detection.inference import detect
 from botvision.detection.tta import TTA
+from botvision.detection.weights import load_detector_weights
+from botvision.device import Process, worker_count
 from botvision.errors import UserError
+from botvision.evaluation.coco import CocoEvaluator
+from botvision.tasks.checkpoint import DetectorSpec
+from botvision.tasks.task import EvaluationPass, Training, Validation, choose_split
+from botvision.training.activation_checkpoint import recompute_blocks
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.optimizer import make_optimizer, seed_batch
+from botvision.visualize.precision_recall import plot_precision_recall
+
+# COCO's metrics rank all detections, so they are kept from a lower score on than for use.
+EVALUATION_THRESHOLD = 0.001
 
 
-class DetectorInference(L.LightningModule):
-    """A detector under Lightning's validation loop."""
+class DetectionInference(L.LightningModule):
+    """A detector under Lightning's validation loop.
 
-    def __init__(self, detector: FasterRCNN, views: TTA, *, batch_size: int = 1) -> None:
-        """Take the detector, how it looks at an image, and the views it sees at once."""
-        super().__init__()
-        self.detector = detector
-        self.views = views
-        self.batch_size = batch_size
-
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
-        """Detect: {"detections": one dict an image}, as :func:`detect` gives them."""
-        images, _ = batch
-        found = detect(self.detector, images, self.views, batch_size=self.batch_size)
-        return {"detections": found}
-
-
-class DetectorModule(DetectorInference):
-    """A detector in training: losses, the stop on a non-finite one, optimiser and schedule."""
+    Args:
+        detector: any.
+        tta: test-time augmentation.
+        batch_size: augmented views at once.
+        score_threshold: detections below it are dropped; the detector's own by default.
+        max_detections: maximum detections per image; the detector's own by default.
+    """
 
     def __init__(
         self,
-        detector: FasterRCNN,
+        detector: Detector,
+        *,
+        tta: TTA | None = None,
+        batch_size: int = 1,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.options: dict[str, Any] = {
+            "tta": tta or TTA(),
+            "batch_size": batch_size,
+            "score_threshold": score_threshold,
+            "max_detections": max_detections,
+        }
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
+        """Detections of whole images, as :func:`detect` returns them."""
+        images, _ = batch
+        return {"predictions": detect(self.detector, images, **self.options)}
+
+
+class DetectionModule(DetectionInference):
+    """A detector in training: losses, the stop on a non-finite one, optimizer and schedule.
+
+    Args:
+        detector: to train.
+        config: settings of the run.
+        steps: length of the run.
+        data: the training split, for the names of its images.
+        frozen: parts that keep their weights, and their batch norms the statistics.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
         config: DetectionConfig,
         steps: int,
-        file_of: Mapping[int, str],
+        data: DetectionData,
         frozen: Iterable[nn.Module] = (),
     ) -> None:
-        """Take the detector, the settings, the run's steps, and the images' files by id.
-
-        ``frozen``: parts that keep their weights, and their batch norms the statistics.
-        """
-        super().__init__(detector, TTA(config.image_size))
-        self.config = config
-        self.steps = steps
-        self.file_of = file_of
+        super().__init__(detector)
+        self.config, self.steps, self.data = config, steps, data
         self.frozen = list(frozen)
         for part in self.frozen:
             part.requires_grad_(False)
 
     def configure_model(self) -> None:
-        """Share the detector out among the processes, if that is wanted."""
+        """Shard the detector over the processes, if that is wanted."""
         shard_if_wanted(self, self.detector, self.config)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -84,11 +130,11 @@ class DetectorModule(DetectorInference):
         losses: dict[str, Tensor] = self.detector(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
-            files = ", ".join(self.file_of[int(target["image_id"])] for target in targets)
+            files = ", ".join(self.data.image_name(int(target["index"])) for target in targets)
             parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
             raise UserError(
                 f"the loss is not finite at step {self.global_step} ({parts}) on the images "
-                f"{files}; look at their boxes, lower --lr, or set --clip-norm"
+                f"{files}; look at their boxes, lower `lr`, or set `clip_norm`"
             )
         shown = {name: value.detach() for name, value in losses.items()}
         self.log_dict(
@@ -99,3 +145,182 @@ class DetectorModule(DetectorInference):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """See :func:`make_optimizer`."""
         return make_optimizer(self.detector, self.config, self.steps)
+
+
+class DetectionTraining:
+    """Detection data and settings of one training, read and checked.
+
+    Args:
+        config: settings of the run.
+        data: what ``config.data`` names, or its splits as objects.
+        impl: an attention implementation of the caller's.
+        box_head: a box head of the caller's, see ``build_detector``.
+
+    Raises:
+        UserError: a fault in the data or the settings.
+    """
+
+    def __init__(
+        self,
+        config: DetectionConfig,
+        data: DetectionSource,
+        *,
+        impl: Implementation | None = None,
+        box_head: nn.Module | None = None,
+    ) -> None:
+        _check(config)
+        splits = detection_splits(data)
+        if "train" not in splits:
+            raise UserError(
+                f"{config.data}: has no training split, only {', '.join(splits)}; name its file "
+                "annotations/instances_train.json"
+            )
+        self.train = splits["train"]()
+        self.val = splits["val"]() if "val" in splits else None
+        self.images = len(self.train)
+        there = [split for split in (self.train, self.val) if split is not None]
+        self.categories = merge_categories(*((split.categories, split.name) for split in there))
+        self.summary = [*(split.summary() for split in there), str(self.categories)]
+        masks = all(split.has_masks for split in there)
+        self.task: DetectionTask = config.task or ("segmentation" if masks else "detection")
+        self.config = dataclasses.replace(config, task=self.task)
+        self.impl, self.box_head = impl, box_head
+
+    def training(self, steps: int, process: Process) -> Training:
+        """Build the detector and what surrounds it."""
+        config, masks = self.config, self.task == "segmentation"
+        torch.manual_seed(config.seed)
+        given = {"impl": self.impl, "box_head": self.box_head}
+        objects = [name for name, value in given.items() if value is not None]
+        spec = DetectorSpec.of(config, self.task, self.categories, objects)
+        detector = spec.build(impl=self.impl, box_head=self.box_head)
+        summary = list(self.summary)
+        if config.weights is not None:
+            names = self.categories.names
+            summary.append(str(load_detector_weights(detector, config.weights, names)))
+        if config.grad_checkpointing:
+            recompute_blocks(detector.backbone.body)
+        validation = None
+        if self.val is not None:
+            validation = _validation(
+                self.val,
+                "val",
+                range(len(self.val)),
+                self.categories,
+                masks=masks,
+                max_detections=config.detector.max_detections,
+                workers=worker_count(config.workers, config.device),
+                process=process,
+            )
+        frozen = detector.backbone.first_stages(config.freeze_stages)
+        return Training(
+            model=detector,
+            spec=spec,
+            module=DetectionModule(detector, config, steps, self.train, frozen),
+            dataset=DetectionDataset(
+                self.train,
+                self.categories,
+                jitter=LargeScaleJitter(config.image_size, config.jitter, config.flip),
+                masks=masks,
+                max_instances=config.max_instances,
+                seed=config.seed,
+            ),
+            collate_fn=collate,
+            validation=validation,
+            summary=summary,
+            resolved={
+                "task": self.task,
+                "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
+            },
+        )
+
+
+def _check(config: DetectionConfig) -> None:
+    """Refuse settings that cannot work."""
+    if config.image_size % 32 or config.image_size < 64:
+        raise UserError(
+            "give a multiple of 32, 64 at least; the pyramid halves the image five times",
+            parameter="image_size",
+            value=config.image_size,
+        )
+    if config.compile and config.grad_checkpointing:
+        raise UserError(
+            "with `grad_checkpointing`: a compiled backbone chooses itself what it computes again; "
+            "give one of the two",
+            parameter="compile",
+        )
+    if config.max_instances < 0:
+        raise UserError(
+            "give at least 1, or 0 for all", parameter="max_instances", value=config.max_instances
+        )
+
+
+def _validation(
+    data: DetectionData,
+    split: str,
+    chosen: range | list[int],
+    categories: Categories,
+    *,
+    masks: bool,
+    max_detections: int,
+    workers: int,
+    process: Process,
+    batch_size: int = 1,
+) -> Validation:
+    """One pass over the chosen images of a split."""
+    ids = [data.image_ids[index] for index in chosen]
+    evaluator = CocoEvaluator(
+        data, categories, masks=masks, max_detections=max_detections, image_ids=ids
+    )
+    loader = eval_loader(
+        Subset(WholeImages(data), chosen),
+        collate,
+        batch_size=batch_size,
+        workers=workers,
+        rank=process.rank,
+        processes=process.count,
+    )
+
+    def draw(folder: Path) -> None:
+        plot_precision_recall(evaluator.curves, folder)
+
+    facts = {"split": split, "images": len(chosen), "images_in_split": len(data)}
+    return Validation(loader, evaluator, draw, facts)
+
+
+def detection_pass(
+    detector: Detector, spec: DetectorSpec, data: DetectionSource, config: EvaluateConfig
+) -> EvaluationPass:
+    """The evaluation of a saved detector on a split.
+
+    Raises:
+        UserError: a fault in the options, no such split, or no class in common.
+    """
+    threshold = EVALUATION_THRESHOLD if config.score_threshold is None else config.score_threshold
+    scales = (1.0,) if config.scales is None else tuple(config.scales)
+    batch_size = 1 if config.batch_size is None else config.batch_size
+    module = DetectionInference(
+        detector,
+        tta=TTA(config.flip, scales, config.tile),
+        batch_size=batch_size,
+        score_threshold=threshold,
+        max_detections=config.max_detections,
+    )
+    splits = detection_splits(data)
+    name = choose_split([*splits], config.split, str(data))
+    split = splits[name]()
+    validation = _validation(
+        split,
+        name,
+        sample_images(len(split), config.limit),
+        spec.categories,
+        masks=spec.task == "segmentation",
+        max_detections=config.max_detections or spec.detector.max_detections,
+        workers=worker_count(config.workers, config.device),
+        process=Process(),
+        batch_size=batch_size,
+    )
+    summary = [split.summary()]
+    if str(validation.evaluator.labels):
+        summary.append(str(validation.evaluator.labels))
+    return EvaluationPass(module, validation, summary)

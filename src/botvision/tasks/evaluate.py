@@ -1,56 +1,44 @@
-"""``botvision eval``: COCO metrics, or accuracy, of a run on a data set."""
+"""Evaluate: metrics of a run on a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from torch.utils.data import Subset
-from torchvision.models.detection import FasterRCNN
+from torch import nn
 
-from botvision.config import Device, Precision, TableResize
-from botvision.data.coco import WholeImages, collate, find_splits, load_split
-from botvision.data.formats import open_data
-from botvision.data.loaders import eval_loader, worker_count
-from botvision.data.samplers import sample_images
-from botvision.detection.inference import limit_detections
-from botvision.detection.tta import TTA
-from botvision.device import resolve_precision
-from botvision.errors import UserError
-from botvision.evaluation.callback import CocoEvaluator
-from botvision.evaluation.coco import Metrics
-from botvision.evaluation.precision_recall import write_precision_recall
-from botvision.evaluation.report import print_limit, print_metrics, write_results
-from botvision.tasks.checkpoint import ClassifierSpec, load_model
-from botvision.tasks.classify import evaluate_classifier, refuse_flags
-from botvision.tasks.detection import DetectorInference
-from botvision.training.run import RunFolder
-from botvision.training.trainer import evaluation_trainer, resolve_device
-from botvision.visualize.precision_recall import plot_precision_recall
+from botvision.attention import Implementation
+from botvision.config import EvaluateConfig
+from botvision.data.classification import ClassificationData
+from botvision.data.detection import DetectionData
+from botvision.data.formats import ClassificationSource, DetectionSource
+from botvision.evaluation.evaluator import Evaluator, Metrics
+from botvision.evaluation.report import print_limit
+from botvision.settings import make_config
+from botvision.tasks.classification import classification_pass
+from botvision.tasks.detection import detection_pass
+from botvision.tasks.load import DetectionModel, check_batch_size, load
+from botvision.tasks.task import refuse_options_of_the_other_task
+from botvision.terminal import terminal
+from botvision.training.callbacks import Evaluation
+from botvision.training.run import Run
+from botvision.training.trainer import evaluation_trainer
 
 
 def evaluate(
-    run: Path,
-    data: str,
+    run: str | PathLike[str],
+    data: str | Path | DetectionSource | ClassificationSource | DetectionData | ClassificationData,
     *,
-    split: str | None = None,
-    limit: int | None = None,
-    max_detections: int | None = None,
-    score_threshold: float | None = None,
-    flip: bool = False,
-    scales: Sequence[float] | None = None,
-    tile: int | None = None,
-    image_size: int | None = None,
-    table_resize: TableResize | None = None,
-    batch_size: int | None = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: int = -1,
-    out: Path | None = None,
+    impl: Implementation | None = None,
+    box_head: nn.Module | None = None,
+    evaluators: Sequence[Evaluator] = (),
     console: Console | None = None,
+    **options: Any,
 ) -> Metrics:
-    """Evaluate a run and write ``metrics.json``.
+    """Evaluate a run on a split and write ``metrics.json``.
 
     Of a detector also ``predictions/results.json``, ``predictions/precision_recall.csv`` and
     ``plots/precision_recall.png``, of a classifier ``predictions/confusion.csv`` and
@@ -58,109 +46,53 @@ def evaluate(
     differently.
 
     Args:
-        run: run folder, or its ``best.safetensors``.
-        data: COCO folder, archive or built-in set.
-        split: by default ``val``, else ``test``, else the only one.
-        limit: images to evaluate, drawn at random but always the same; all by default.
-        max_detections: kept an image; the run's own number by default.
-        score_threshold: a detector's detections below it are dropped; 0.001 by default. COCO's
-            metrics rank all detections, so that is lower than for use; the paper's code base
-            evaluates at 0.05, which the evaluations during training keep.
-        flip: a detector also sees every view mirrored.
-        scales: at which a detector sees the images, as shares of its image size; 1 by default.
-        tile: of this many pixels a side are the tiles that a detector sees besides the image.
-        image_size: at which a classifier sees the images; its own by default.
-        table_resize: how a classifier's position tables fit that; its own way by default.
-        batch_size: images at once, of a detector also views; 32 by default, of a detector 1.
-        device: where to run.
-        precision: as of a training, whose evaluation this repeats where it ran in the same one.
-        workers: processes that load images; -1 chooses.
-        out: folder to write to; the run folder by default.
-        console: where to say what happens; the terminal by default.
+        run: the run or its folder, or its ``best.safetensors``.
+        data: what :func:`botvision.train` takes; or one split as an object.
+        impl: the attention implementation, if the run was trained with an object of your own.
+        box_head: likewise the box head.
+        evaluators: further metrics, see :class:`Evaluator`.
+        console: where to print; the terminal or notebook by default.
+        options: of :class:`botvision.config.EvaluateConfig`, such as ``split="val"``.
+
+    Returns:
+        The metrics by name.
 
     Raises:
-        UserError: no such run, data or split, not one class in common, a limit below 1, or an
-            argument that means nothing for this kind of model.
+        UserError: no such run, data or split, no class in common, or an option that cannot work or
+            means nothing for this kind of model.
     """
-    console = console or Console()
-    device = resolve_device(device)
-    compute = resolve_precision(precision, device)
-    detector, card = load_model(run)
-    if isinstance(card, ClassifierSpec):
-        refuse_flags(
-            run,
-            "detectors",
-            max_detections=max_detections,
-            score_threshold=score_threshold,
-            flip=flip,
-            scales=scales,
-            tile=tile,
-        )
-        return evaluate_classifier(
-            detector,
-            card,
-            run,
-            data,
-            split=split,
-            limit=limit,
-            image_size=image_size,
-            table_resize=table_resize,
-            batch_size=32 if batch_size is None else batch_size,
-            device=device,
-            precision=compute,
-            workers=workers,
-            out=out,
-            console=console,
-        )
-    assert isinstance(detector, FasterRCNN)
-    refuse_flags(run, "classifiers", image_size=image_size, table_resize=table_resize)
-    limit_detections(
-        detector, 0.001 if score_threshold is None else score_threshold, max_detections
+    config = make_config(EvaluateConfig, options)
+    console = console or terminal()
+    check_batch_size(config.batch_size)
+    model = load(
+        run, device=config.device, precision=config.precision, impl=impl, box_head=box_head
     )
-    views = TTA(card.image_size, flip, (1.0,) if scales is None else tuple(scales), tile)
-    batch_size = 1 if batch_size is None else batch_size
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: give at least 1")
-    splits = find_splits(open_data(data))
-    if split is None:
-        split = next(name for name in ("val", "test", *splits) if name in splits)
-    if split not in splits:
-        raise UserError(f"--split {split}: {data} has only {', '.join(splits)}")
-    coco = load_split(splits[split])
-    console.print(
-        f"{coco.summary()}, {device}, precision {compute}", highlight=False, soft_wrap=True
+    refuse_options_of_the_other_task(config, model.spec.task, fspath(run))
+    config.device = model.device
+    source: Any = data
+    if isinstance(data, Path):
+        source = str(data)
+    elif not isinstance(data, str | dict):
+        source = {config.split or "val": data}
+    if isinstance(model, DetectionModel):
+        one = detection_pass(model.module, model.spec, source, config)
+    else:
+        one = classification_pass(model.module, model.spec, source, config)
+    first, *more = one.summary
+    for line in (f"{first}, {model.device}, precision {model.precision}", *more):
+        console.print(line)
+    facts = one.validation.facts
+    print_limit(console, facts["images"], facts["images_in_split"])
+    evaluation = Evaluation([one.validation.evaluator, *evaluators])
+    evaluation_trainer(model.device, model.precision, [evaluation]).validate(
+        one.module, one.validation.loader, verbose=False
     )
-    chosen = sample_images(len(coco), limit)
-    print_limit(console, len(chosen), len(coco))
-    evaluation = CocoEvaluator(
-        coco,
-        card.categories,
-        masks=card.task == "segmentation",
-        max_detections=max_detections or card.detector.max_detections,
-        images=coco.annotations.image_ids[chosen].tolist(),
-    )
-    if str(evaluation.labels):
-        console.print(str(evaluation.labels), highlight=False, soft_wrap=True)
-    loader = eval_loader(
-        Subset(WholeImages(coco), chosen),
-        collate,
-        batch_size=batch_size,
-        workers=worker_count(workers, device != "cpu"),
-    )
-    evaluation_trainer(device, compute, [evaluation]).validate(
-        DetectorInference(detector, views, batch_size=batch_size), loader, verbose=False
-    )
-    folder = RunFolder(out or (run if run.is_dir() else run.parent))
-    write_results(folder.predictions, evaluation.results)
-    write_precision_recall(folder.predictions, evaluation.curves)
-    plot_precision_recall(evaluation.curves, folder.plots)
-    settings = {
-        "split": split,
-        "images": len(chosen),
-        "images_in_split": len(coco),
-        "precision": compute,
-    }
-    folder.write_metrics({**settings, **evaluation.metrics})
-    print_metrics(console, evaluation.metrics)
-    console.print(f"written to {folder.metrics}", highlight=False, soft_wrap=True)
+    path = Path(run)
+    folder = Run(config.out or (path if path.is_dir() else path.parent))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_metrics({**facts, "precision": model.precision, **evaluation.metrics})
+    for evaluator in evaluation.evaluators:
+        evaluator.report(folder.predictions, console)
+    one.validation.draw(folder.plots)
+    console.print(f"written to {folder.metrics_file}")
     return evaluation.metrics

@@ -1,71 +1,43 @@
-"""``botvision predict``: masks, boxes, names and scores on images, or their classes."""
+"""Predict: pictures of what a model finds in images, and one JSON file."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from faster_coco_eval import mask as coco_mask
 from PIL import Image
 from rich.console import Console
-from torchvision.models.detection import FasterRCNN
+from torch import nn
 
-from botvision.config import Device, MaskFormat, Precision
-from botvision.data.categories import Categories
-from botvision.data.images import open_image
-from botvision.detection.inference import detect, limit_detections
-from botvision.detection.tta import TTA
-from botvision.device import autocast, resolve_precision
+from botvision.attention import Implementation
+from botvision.config import PredictConfig
 from botvision.errors import UserError
-from botvision.evaluation.coco import image_results, mask_polygons
 from botvision.files import write_text
-from botvision.tasks.checkpoint import ClassifierSpec, load_model
-from botvision.tasks.classify import predict_classes, print_rate, refuse_flags
-from botvision.training.trainer import resolve_device
-from botvision.visualize.overlays import draw_instances
+from botvision.settings import make_config
+from botvision.tasks.load import ClassificationModel, DetectionModel, check_batch_size, load
+from botvision.tasks.prediction import DetectionPrediction
+from botvision.tasks.task import refuse_options_of_the_other_task
+from botvision.terminal import terminal
+from botvision.visualize.classes import prediction_sheet
 
-_Opened = tuple[Path, Image.Image]
-
-
-def draw_results(
-    image: Image.Image, results: list[dict[str, Any]], categories: Categories
-) -> Image.Image:
-    """The image with what was found in it, results of it in COCO's format, labels for ids."""
-    boxes = np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    with_masks = bool(results) and "segmentation" in results[0]
-    masks = (coco_mask.decode(result["segmentation"]).astype(bool) for result in results)
-    return draw_instances(
-        image,
-        boxes,
-        [categories.name(result["category_id"]) for result in results],
-        [result["score"] for result in results],
-        masks if with_masks else None,
-    )
+TOP = 5
+_SHEET_IMAGES = 24
 
 
 def predict(
-    run: Path,
-    images: list[Path],
+    run: str | PathLike[str],
+    images: Iterable[str | PathLike[str]],
     *,
-    score_threshold: float | None = None,
-    max_detections: int | None = None,
-    batch_size: int = 1,
-    flip: bool = False,
-    scales: Sequence[float] | None = None,
-    tile: int | None = None,
-    mask_format: MaskFormat | None = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
+    impl: Implementation | None = None,
+    box_head: nn.Module | None = None,
     console: Console | None = None,
+    **options: Any,
 ) -> Path:
-    """Detect on images, or classify them; write pictures of it and one ``predictions.json``.
+    """Detect on images, or classify them; write pictures of it and ``predictions.json``.
 
     The JSON is a list with, for each image, ``file``, ``width``, ``height`` and of a detector
     ``instances``: ``class``, ``category_id`` (of the training data), ``score``, ``bbox`` (x, y,
@@ -73,162 +45,132 @@ def predict(
     says; of a classifier ``classes``: the five best, each with ``class`` and ``probability``.
 
     Args:
-        run: run folder, or its ``best.safetensors``.
+        run: the run or its folder, or its ``best.safetensors``.
         images: files, or folders whose images are taken.
-        score_threshold: a detector's detections below it are left out; 0.5 by default.
-        max_detections: that a detector keeps of an image, and of each view of it; the run's own
-            number by default.
-        batch_size: images, or views of them, that the model sees at once.
-        flip: a detector also sees every view mirrored.
-        scales: at which a detector sees the images, as shares of its image size; 1 by default.
-        tile: of this many pixels a side are the tiles that a detector sees besides the image.
-        mask_format: ``"rle"``, compressed, by default; or ``"polygon"``, a list x, y, x, y, ... in
-            pixels for each part's outer contour: COCO's polygons cannot express holes.
-        device: where to run.
-        precision: as of a training.
-        out: folder to write to; ``RUN/predictions`` by default.
-        console: where to say what happens; the terminal by default.
+        impl: the attention implementation, if the run was trained with an object of your own.
+        box_head: likewise the box head.
+        console: where to print; the terminal or notebook by default.
+        options: of :class:`botvision.config.PredictConfig`.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: no such run; an argument that is wrong, or means nothing for this kind of model;
+        UserError: no such run; an option that cannot work, or means nothing for this kind of model;
             or images that cannot be read, after the others were done.
     """
-    console = console or Console()
-    device = resolve_device(device)
-    compute = resolve_precision(precision, device)
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: give at least 1")
-    model, card = load_model(run)
-    folder = out or (run if run.is_dir() else run.parent) / "predictions"
+    config = make_config(PredictConfig, options)
+    console = console or terminal()
+    check_batch_size(config.batch_size)
+    model = load(
+        run, device=config.device, precision=config.precision, impl=impl, box_head=box_head
+    )
+    refuse_options_of_the_other_task(config, model.spec.task, fspath(run))
+    path = Path(run)
+    folder = config.out or (path if path.is_dir() else path.parent) / "predictions"
     unread: list[UserError] = []
-    opened = _opened(images, unread)
-    if isinstance(card, ClassifierSpec):
-        refuse_flags(
-            run,
-            "detectors",
-            score_threshold=score_threshold,
-            max_detections=max_detections,
-            flip=flip,
-            scales=scales,
-            tile=tile,
-            mask_format=mask_format,
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        batches = _read_ahead(opened, batch_size)
-        listed = predict_classes(model, card, batches, folder, device, compute, console)
+    if isinstance(model, DetectionModel):
+        listed = _detect(model, images, config, folder, unread, console)
     else:
-        assert isinstance(model, FasterRCNN)
-        if card.task == "detection":
-            refuse_flags(run, "segmentation models", mask_format=mask_format)
-        threshold = 0.5 if score_threshold is None else score_threshold
-        limit_detections(model, threshold, max_detections)
-        views = TTA(card.image_size, flip, (1.0,) if scales is None else tuple(scales), tile)
-        folder.mkdir(parents=True, exist_ok=True)
-        listed = _predict_instances(
-            model.to(device),
-            _read_ahead(opened, batch_size, views),
-            views,
-            batch_size,
-            card.categories,
-            mask_format or "rle",
-            folder,
-            autocast(device, compute),
-            console,
-        )
+        listed = _classify(model, images, config, folder, unread, console)
     write_text(folder / "predictions.json", json.dumps(listed))
-    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
+    console.print(f"written to {folder}")
     if unread:
         more = f" (and {len(unread) - 1} more files)" if len(unread) > 1 else ""
         raise UserError(f"{unread[0]}{more}")
     return folder
 
 
-def _opened(images: list[Path], unread: list[UserError]) -> Iterator[_Opened]:
-    """The images that can be read; the faults of the others go to ``unread``."""
-    for path in _files(images):
-        try:
-            yield path, open_image(path)
-        except UserError as error:
-            unread.append(error)
-
-
-def _read_ahead(
-    images: Iterable[_Opened], batch_size: int, views: TTA | None = None
-) -> Iterator[list[_Opened]]:
-    """The images in lists that fill a batch: with ``views``, by their views.
-
-    So that no more large images are held than are needed: one with many tiles is alone.
-    """
-    batch: list[_Opened] = []
-    seen = 0
-    for path, image in images:
-        batch.append((path, image))
-        seen += len(views.of(*image.size)) if views else 1
-        if seen >= batch_size:
-            yield batch
-            batch, seen = [], 0
-    if batch:
-        yield batch
-
-
-def _predict_instances(
-    detector: FasterRCNN,
-    batches: Iterable[list[_Opened]],
-    views: TTA,
-    batch_size: int,
-    categories: Categories,
-    mask_format: MaskFormat,
+def _detect(
+    model: DetectionModel,
+    images: Iterable[str | PathLike[str]],
+    config: PredictConfig,
     folder: Path,
-    precision: torch.autocast,
+    unread: list[UserError],
     console: Console,
 ) -> list[dict[str, Any]]:
-    """The instances of every image, and an overlay of each in ``folder``."""
+    """The instances of every image, and a picture of each in ``folder``."""
+    predictions = model.predict(
+        images,
+        score_threshold=0.5 if config.score_threshold is None else config.score_threshold,
+        max_detections=config.max_detections,
+        flip=config.flip,
+        scales=(1.0,) if config.scales is None else tuple(config.scales),
+        tile=config.tile,
+        batch_size=config.batch_size,
+        on_error=unread.append,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
     taken: set[str] = set()
-    limit = detector.roi_heads.detections_per_img
-    drawing = 0.0
-    start = time.perf_counter()
-    for batch in batches:
-        with precision:
-            found = detect(detector, [image for _, image in batch], views, batch_size=batch_size)
-        for (path, image), detection in zip(batch, found, strict=True):
-            size = (image.height, image.width)
-            results = image_results(detection, 0, size)
-            instances = [_instance(result, categories) for result in results]
-            if mask_format == "polygon":
-                for i, instance in enumerate(instances):
-                    mask, box = detection["masks"][i], detection["boxes"][i].float()
-                    instance["segmentation"] = mask_polygons(mask, box, size)
-            shape = {"width": image.width, "height": image.height}
-            listed.append({"file": str(path), **shape, "instances": instances})
-            full = " (all that --max-detections keeps)" if len(results) == limit else ""
-            text = f"{path}: {_counts(listed[-1])}{full}"
-            console.print(text, highlight=False, soft_wrap=True)
-            paused = time.perf_counter()
-            overlay = folder / f"{_free_name(path.stem, taken)}.png"
-            draw_results(image, results, categories).save(overlay)
-            drawing += time.perf_counter() - paused
+    limit = config.max_detections or model.spec.detector.max_detections
+    drawing, start = 0.0, time.perf_counter()
+    for prediction in predictions:
+        assert prediction.file is not None
+        instances = _instances(prediction, config.mask_format or "rle")
+        listed.append({**_file_and_size(prediction), "instances": instances})
+        full = " (all that max_detections keeps)" if len(prediction) == limit else ""
+        console.print(f"{prediction.file}: {_counts(prediction.names)}{full}")
+        paused = time.perf_counter()
+        prediction.draw().save(folder / f"{_free_name(prediction.file.stem, taken)}.png")
+        drawing += time.perf_counter() - paused
     if listed:
         seconds = time.perf_counter() - start - drawing
         what = "reading, detecting and encoding masks, without drawing"
-        print_rate(console, len(listed), seconds, what)
+        _print_rate(console, len(listed), seconds, what)
     return listed
 
 
-def _files(images: list[Path]) -> Iterable[Path]:
-    """The files themselves, and in folders those with an ending of an image format."""
-    endings = Image.registered_extensions()
-    for path in images:
-        if not path.is_dir():
-            yield path
-            continue
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
-        if not inside:
-            raise UserError(f"{path}: no image files in this folder")
-        yield from inside
+def _instances(prediction: DetectionPrediction, mask_format: str) -> list[dict[str, Any]]:
+    instances = []
+    for index, (name, result) in enumerate(
+        zip(prediction.names, prediction.to_coco(), strict=True)
+    ):
+        del result["image_id"]
+        if mask_format == "polygon":
+            result["segmentation"] = prediction.polygons(index)
+        instances.append({"class": name, **result})
+    return instances
+
+
+def _classify(
+    model: ClassificationModel,
+    images: Iterable[str | PathLike[str]],
+    config: PredictConfig,
+    folder: Path,
+    unread: list[UserError],
+    console: Console,
+) -> list[dict[str, Any]]:
+    """The best classes of every image, and a sheet of the first 24: ``predictions.png``."""
+    predictions = model.predict(images, batch_size=config.batch_size, on_error=unread.append)
+    folder.mkdir(parents=True, exist_ok=True)
+    listed: list[dict[str, Any]] = []
+    shown: list[Image.Image] = []
+    tops: list[list[tuple[str, float]]] = []
+    start = time.perf_counter()
+    for prediction in predictions:
+        top = prediction.top(TOP)
+        classes = [{"class": name, "probability": share} for name, share in top]
+        listed.append({**_file_and_size(prediction), "classes": classes})
+        if len(shown) < _SHEET_IMAGES:
+            shown.append(prediction.image)
+            tops.append(top)
+        text = ", ".join(f"{name} {share:.1%}" for name, share in top[:2])
+        console.print(f"{prediction.file}: {text}")
+    if shown:
+        seconds = time.perf_counter() - start
+        _print_rate(console, len(listed), seconds, "reading and classifying")
+        prediction_sheet(shown, tops).save(folder / "predictions.png")
+    return listed
+
+
+def _file_and_size(prediction: Any) -> dict[str, Any]:
+    width, height = prediction.size
+    return {"file": str(prediction.file), "width": width, "height": height}
+
+
+def _print_rate(console: Console, images: int, seconds: float, what: str) -> None:
+    console.print(f"{images / seconds:.3g} images per second ({what})")
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
@@ -240,13 +182,6 @@ def _free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _instance(result: dict[str, Any], categories: Categories) -> dict[str, Any]:
-    label = result["category_id"]
-    fields = {"class": categories.name(label), "category_id": categories.ids[label - 1]}
-    return fields | {k: result[k] for k in ("score", "bbox", "segmentation") if k in result}
-
-
-def _counts(listed: dict[str, Any]) -> str:
+def _counts(names: list[str]) -> str:
     """Such as `2 circle, 1 square`."""
-    names = [instance["class"] for instance in listed["instances"]]
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"

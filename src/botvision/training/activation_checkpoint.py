@@ -1,13 +1,11 @@
-"""Less memory for more time, and how much it was."""
+"""Activation checkpointing: less memory for more time."""
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -48,18 +46,3 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, tracked) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, tracked
-
-
-def peak_memory(device: str) -> float:
-    """The most memory that this process has had so far, bytes: of the GPU, or of the machine.
-
-    0 where the operating system does not tell.
-    """
-    if device == "cuda":
-        return float(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from botvision.training.run import RunFolder
+from botvision.evaluation.evaluator import Evaluator, Metrics, TaskEvaluator
+from botvision.training.run import Run
+
+# What an evaluation logs for early stopping: the task's main metric, larger being better.
+SCORE = "score"
 
 
 def ends_inside_a_step(trainer: L.Trainer, batch_idx: int) -> bool:
@@ -21,7 +27,6 @@ class DataWait(Callback):
     """How long the training waits for its data: from a batch's end to the next one's start."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
         self.waited = self.total = 0.0
         self.began = self.free = 0.0
 
@@ -68,13 +73,19 @@ class DataWait(Callback):
 class EventLog(Callback):
     """A line in the run's ``metrics.jsonl`` for every training step.
 
-    Of a step in several parts or processes the loss is that of the first process's last part.
+    With several micro-batches or processes the loss is that of the first process's last
+    micro-batch.
+
+    Args:
+        run: the run.
+        images: training images, an epoch.
+        batch_size: images per step.
+        wait: the clock of the data.
     """
 
-    def __init__(self, run: RunFolder, images: int, batch_size: int, wait: DataWait) -> None:
-        """Take the run, what makes an epoch of a step, and the clock of the data."""
+    def __init__(self, run: Run, images: int, batch_size: int, wait: DataWait) -> None:
         self.run = run
-        self.epochs_a_step = batch_size / images
+        self.epochs_per_step = batch_size / images
         self.wait = wait
         self.started = time.monotonic()
 
@@ -93,7 +104,7 @@ class EventLog(Callback):
         self.run.log(
             "train",
             step,
-            epoch=round(step * self.epochs_a_step, 4),
+            epoch=round(step * self.epochs_per_step, 4),
             lr=trainer.optimizers[0].param_groups[0]["lr"],
             seconds=round(time.monotonic() - self.started, 3),
             data_seconds=round(self.wait.take(), 4),
@@ -102,10 +113,14 @@ class EventLog(Callback):
 
 
 class ProgressLines(Callback):
-    """A line every so often where no terminal can show a bar: step, loss, rate, time left."""
+    """A line every so often where nothing can show a bar: step, loss, rate, time left.
+
+    Args:
+        steps: length of the run.
+        every_seconds: how often to print.
+    """
 
     def __init__(self, steps: int, every_seconds: float = 15.0) -> None:
-        """Take the length of the run, and how often to speak."""
         self.steps = steps
         self.every_seconds = every_seconds
         self.first = 0
@@ -139,3 +154,113 @@ class ProgressLines(Callback):
             file=sys.stderr,
             flush=True,
         )
+
+
+class Evaluation(Callback):
+    """Drives evaluators through Lightning's validation loop.
+
+    The first one is the task's: its score decides whether the model is the best so far, which
+    survives a resume. ``metrics`` are those of all evaluators in the last pass, ``step`` is when it
+    was.
+
+    Args:
+        evaluators: at least one.
+        on_metrics: called after each pass with the step, the metrics and whether the score is the
+            best so far.
+    """
+
+    def __init__(
+        self,
+        evaluators: Sequence[Evaluator],
+        on_metrics: Callable[[int, Metrics, bool], None] = lambda step, metrics, best: None,
+    ) -> None:
+        self.evaluators = evaluators
+        self.on_metrics = on_metrics
+        self.best = -1.0
+        self.metrics: Metrics = {}
+        self.step = -1
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget the last pass."""
+        for evaluator in self.evaluators:
+            evaluator.reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch; outputs are ``{"predictions": ...}``."""
+        for evaluator in self.evaluators:
+            evaluator.update(outputs["predictions"], batch)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Compute the metrics."""
+        self.metrics = {}
+        for evaluator in self.evaluators:
+            self.metrics |= evaluator.compute()
+        self.step = trainer.global_step
+        task: TaskEvaluator = self.evaluators[0]  # type: ignore[assignment]
+        # Equal in all processes: a mean leaves it as it is.
+        module.log(SCORE, task.score, logger=False, sync_dist=True)
+        best = task.score > self.best
+        self.best = max(self.best, task.score)
+        self.on_metrics(self.step, self.metrics, best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the best score in checkpoints."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score back from a checkpoint."""
+        self.best = state_dict["best"]
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the best score from a checkpoint of before version 0.2."""
+        for name in ("CocoEvaluation", "ClassEvaluation"):
+            if name in checkpoint["callbacks"]:
+                self.load_state_dict(checkpoint["callbacks"][name])
+
+
+class Checkpoint(ModelCheckpoint):
+    """Between steps only: a micro-batch leaves gradients that no checkpoint holds."""
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save if it is time."""
+        if not ends_inside_a_step(trainer, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class LastCheckpoint(Callback):
+    """At the end, before the moving average of the weights takes the place of the weights."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save."""
+        trainer.save_checkpoint(self.run.checkpoint)
+
+
+class Patience(EarlyStopping):
+    """Lightning's early stopping, but a resumed run has the patience that it is given now."""
+
+    def __init__(self, evaluations: int) -> None:
+        super().__init__(SCORE, patience=evaluations, mode="max")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the count and the best score."""
+        super().load_state_dict({**state_dict, "patience": self.patience})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,44 +10,17 @@ from datetime import timedelta
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    RichProgressBar,
-)
+from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from rich.console import Console
 
 from botvision.config import Device, Dtype, TrainConfig
-from botvision.errors import UserError
-from botvision.training.callbacks import ProgressLines, ends_inside_a_step
+from botvision.training.callbacks import Checkpoint, LastCheckpoint, Patience, ProgressLines
 from botvision.training.fsdp import WholeEvaluation
-from botvision.training.run import RunFolder
-
-# What an evaluation logs for early stopping: its main metric, larger being better.
-SCORE = "score"
+from botvision.training.run import Run
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-
-
-def resolve_device(device: Device) -> Device:
-    """``"auto"`` is the accelerator that is there, else the CPU.
-
-    Raises:
-        UserError: the device that was asked for is not there.
-    """
-    available: dict[Device, bool] = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if device == "auto":
-        return next(name for name, there in available.items() if there)
-    if not available[device]:
-        raise UserError(f"--device {device}: not available here; `botvision doctor` says why")
-    return device
 
 
 def quiet_lightning() -> None:
@@ -59,6 +31,10 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*have no `val_dataloader`.*",
+        # A resumed run may have no evaluation or early stopping any more.
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        # A run folder may have been moved.
+        ".*The dirpath has changed from.*",
         # Which images come next is a function of the step: StepBatches goes on from there.
         ".*your dataloader is not resumable.*",
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
@@ -83,24 +59,8 @@ def evaluation_trainer(
         callbacks=[*callbacks],
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=_shows_a_bar(),
     )
-
-
-def this_process(config: TrainConfig) -> tuple[int, int]:
-    """Number of this process and how many train together, as torchrun, Slurm or Lightning say.
-
-    Lightning starts the other processes of a machine itself, unless torchrun or Slurm did.
-    """
-    processes = config.devices * config.nodes
-    if processes == 1:
-        return 0, 1
-    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    number = {name: int(os.environ[name]) for name in names if name in os.environ}
-    rank = number.get("NODE_RANK", 0) * config.devices + number.get("LOCAL_RANK", 0)
-    if "LOCAL_RANK" not in number:
-        rank = number.get("SLURM_PROCID", rank)
-    return number.get("RANK", rank), processes
 
 
 class _ProgressBar(RichProgressBar):
@@ -110,40 +70,15 @@ class _ProgressBar(RichProgressBar):
         return "training"
 
 
-class _Checkpoint(ModelCheckpoint):
-    """Between steps only: a part of a step leaves gradients that no checkpoint holds."""
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Save if it is time."""
-        if not ends_inside_a_step(trainer, batch_idx):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+def _progress(steps: int) -> list[Callback]:
+    """A bar in a terminal, Lightning's own in a notebook, else lines."""
+    if Console(stderr=True).is_jupyter:
+        return [TQDMProgressBar()]
+    return [_ProgressBar() if sys.stderr.isatty() else ProgressLines(steps)]
 
 
-class _EarlyStopping(EarlyStopping):
-    """Lightning's, but a resumed run has the patience that it is given now."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the count and the best score."""
-        super().load_state_dict({**state_dict, "patience": self.patience})
-
-
-class _LastCheckpoint(Callback):
-    """At the end, before the moving average of the weights takes the place of the weights."""
-
-    def __init__(self, run: RunFolder) -> None:
-        """Take the run."""
-        self.run = run
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save."""
-        trainer.save_checkpoint(self.run.checkpoint)
+def _shows_a_bar() -> bool:
+    return sys.stderr.isatty() or Console(stderr=True).is_jupyter
 
 
 def _strategy(config: TrainConfig) -> str | Strategy:
@@ -158,7 +93,7 @@ def _strategy(config: TrainConfig) -> str | Strategy:
 
 
 def training_trainer(
-    config: TrainConfig, run: RunFolder, steps: int, callbacks: Sequence[Callback]
+    config: TrainConfig, run: Run, steps: int, callbacks: Sequence[Callback]
 ) -> L.Trainer:
     """A trainer of ``steps`` steps that Lightning sees as one epoch.
 
@@ -171,7 +106,6 @@ def training_trainer(
         "filename": run.checkpoint.stem,
         "enable_version_counter": False,
     }
-    shown = _ProgressBar() if sys.stderr.isatty() else ProgressLines(steps)
     return L.Trainer(
         accelerator="gpu" if config.device == "cuda" else config.device,
         devices=config.devices,
@@ -189,22 +123,18 @@ def training_trainer(
         use_distributed_sampler=False,
         logger=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=_shows_a_bar(),
         callbacks=[
             *callbacks,
             WholeEvaluation(),
             # After the evaluation, which logs what it watches.
-            *(
-                [_EarlyStopping(SCORE, patience=config.patience, mode="max")]
-                if config.patience
-                else []
-            ),
-            shown,
-            _LastCheckpoint(run),
+            *([Patience(config.patience)] if config.patience else []),
+            *_progress(steps),
+            LastCheckpoint(run),
             # After the evaluation, which saves the weights that the average has put in place.
             *([EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay else []),
-            _Checkpoint(every_n_train_steps=config.checkpoint_steps, **checkpoints),
-            _Checkpoint(
+            Checkpoint(every_n_train_steps=config.checkpoint_steps, **checkpoints),
+            Checkpoint(
                 train_time_interval=timedelta(minutes=config.checkpoint_minutes), **checkpoints
             ),
         ],

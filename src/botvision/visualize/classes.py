@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +19,21 @@ _THUMBNAIL = 256
 NAMED_CLASSES = 40
 
 
-def draw_predictions(
-    images: Sequence[Image.Image], top: Sequence[Sequence[tuple[str, float]]], path: Path
-) -> None:
-    """Write a contact sheet: every image over a bar for each of its best classes.
+def prediction_sheet(
+    images: Sequence[Image.Image], top: Sequence[Sequence[tuple[str, float]]]
+) -> Image.Image:
+    """A contact sheet: every image over a bar for each of its best classes.
 
     Args:
-        images: of any size.
+        images: of any size, at least one.
         top: for each image names and probabilities, the best first.
-        path: a PNG file.
     """
-    rows = -(-len(images) // COLUMNS)
-    figure = Figure(figsize=(2.6 * COLUMNS, 3.7 * rows), facecolor="white")
+    columns = min(COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.6 * columns, 3.7 * rows), facecolor="white")
     grid = figure.add_gridspec(
         2 * rows,
-        COLUMNS,
+        columns,
         height_ratios=[2.4, 1.3] * rows,
         left=0.02,
         right=0.98,
@@ -42,7 +43,7 @@ def draw_predictions(
         wspace=0.12,
     )
     for index, (image, classes) in enumerate(zip(images, top, strict=True)):
-        row, column = divmod(index, COLUMNS)
+        row, column = divmod(index, columns)
         picture = image.copy()
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
         axes = figure.add_subplot(grid[2 * row, column])
@@ -57,7 +58,9 @@ def draw_predictions(
         bars.set_xlim(0, 1)
         bars.set_ylim(4.6, -0.6)
         bars.set_axis_off()
-    figure.savefig(path, dpi=DPI * 0.75)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI * 0.75)
+    return Image.open(buffer).convert("RGB")
 
 
 def draw_confusion(classes: Sequence[str], confusion: npt.ArrayLike, path: Path) -> None:

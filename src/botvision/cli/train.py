@@ -1,0 +1,89 @@
+"""``botvision train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import yaml
+
+from botvision.cli.parsers import Parser, take
+from botvision.config import ClassificationConfig, DetectionConfig
+from botvision.settings import Task, plain, recipe_names
+
+_CONFIGS = {"detection": DetectionConfig, "classification": ClassificationConfig}
+_DESCRIPTIONS = {
+    "detection": "Train Mask R-CNN or Faster R-CNN on COCO-format data. For class folders see "
+    "botvision train --task classification --help.",
+    "classification": "Train an image classifier on class folders.",
+}
+# Options without a value.
+_SWITCHES = ("--resume", "--print-config", "-h", "--help")
+
+
+def train_parser(task: Task = "detection") -> Parser:
+    """``botvision train`` for a task."""
+    parser = Parser(description=_DESCRIPTIONS[task])
+    names = ", ".join(recipe_names(task))
+    parser.add_argument("--recipe", type=str, help=f"settings to start from: {names}")
+    parser.add_argument(
+        "--config",
+        type=str,
+        action="append",
+        help="YAML file of settings, such as a run's config.yaml; it beats the recipe",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in --out, if any"
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the settings that would be used as YAML, and do nothing",
+    )
+    parser.add_config(_CONFIGS[task])
+    return parser
+
+
+def task_of_arguments(arguments: Sequence[str]) -> Task:
+    """The task that ``--task`` gives, or that DATA is for; detection if neither says."""
+    rest, tasks = take(arguments, "--task")
+    if tasks:
+        return "classification" if tasks[-1] == "classification" else "detection"
+    data = _data(rest)
+    if data is None or {"-h", "--help"} & {*arguments}:
+        return "detection"
+    from botvision.data.sources import task_of  # Loads NumPy, which --help need not.
+
+    return task_of(data)
+
+
+def run(parser: Parser, arguments: Sequence[str]) -> None:
+    """Train, or print the settings."""
+    own = train_parser(task_of_arguments(arguments))
+    own.prog, own.epilog = parser.prog, parser.epilog
+    # So that the settings may be printed without data.
+    bare = "--print-config" in arguments and _data(arguments) is None
+    settings = own.given([*(["shapes"] if bare else []), *arguments])
+    options = {name: settings.pop(name, None) for name in ("recipe", "config")}
+    resume = settings.pop("resume", False)
+    printing = settings.pop("print_config", False)
+    data = settings.pop("data")
+    from botvision.tasks.train import train, training_config
+
+    if not printing:
+        train(data, **options, resume=resume, **settings)
+        return
+    config = plain(training_config(data, **options, resume=resume, settings=settings))
+    if bare:
+        del config["data"]
+    print(yaml.safe_dump(config, sort_keys=False), end="")
+
+
+def _data(arguments: Sequence[str]) -> str | None:
+    """DATA among the arguments."""
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith("-"):
+            return argument
+        if "=" not in argument and argument not in _SWITCHES:
+            next(remaining, None)
+    return None

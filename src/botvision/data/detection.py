@@ -1,0 +1,217 @@
+"""Detection data: what a split has to offer, and the datasets of training and evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from faster_coco_eval import mask as coco_mask
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from botvision.data.categories import Categories
+from botvision.data.jitter import LargeScaleJitter
+from botvision.data.transforms import Segmentation
+from botvision.errors import UserError
+
+# Tensors by name, and `Masks`.
+Target = dict[str, Any]
+Batch = tuple[list[Tensor], list[Target]]
+# Whole images as PIL has them, and their ids.
+EvalBatch = tuple[list[Image.Image], list[int]]
+_Image = TypeVar("_Image")
+_Target = TypeVar("_Target")
+
+
+class Objects(NamedTuple):
+    """The objects of one image to train on; crowd regions are not among them."""
+
+    boxes: NDArray[np.float64]
+    """(n, 4), xyxy in pixels of the image."""
+    category_ids: NDArray[np.int64]
+    """(n,), ids of the split's categories."""
+    segmentations: Sequence[Segmentation | None]
+    """n polygons or RLEs, see :data:`Segmentation`, or None for an object without a mask."""
+
+
+class DetectionData(ABC):
+    """The images of one split and their objects.
+
+    A format is a subclass with ``categories``, ``__len__``, ``image`` and ``objects``; the rest
+    has a default that a subclass may override. ``botvision.train`` takes instances as
+    ``{"train": ..., "val": ...}``, ``botvision.evaluate`` takes one.
+    """
+
+    categories: Categories
+    """The ids and names of the split's classes."""
+    unmasked: object = None
+    """An object without a mask, for the error message; None if every object has one."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The 8-bit RGB image at ``index``; raises UserError if it cannot be read."""
+
+    @abstractmethod
+    def objects(self, index: int) -> Objects:
+        """The objects in the image at ``index``."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the split."""
+        return type(self).__name__
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object has a mask."""
+        return self.unmasked is None
+
+    @property
+    def image_ids(self) -> Sequence[int]:
+        """The ids of the images in ``ground_truth`` and in results, in order."""
+        return range(1, len(self) + 1)
+
+    def image_name(self, index: int) -> str:
+        """What messages call the image at ``index``, such as its file."""
+        return f"image {index} of {self.name}"
+
+    def summary(self) -> str:
+        """One line: how many images, objects and classes, and what was left out."""
+        classes = len(self.categories)
+        return f"{self.name}: {len(self):,} images of {classes} class{'es' * (classes > 1)}"
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The content of a COCO annotation file, against which detections are evaluated.
+
+        The default is built from ``objects``, with areas of the masks, or of the boxes where there
+        are none.
+        """
+        images, annotations = [], []
+        for index, image_id in enumerate(self.image_ids):
+            width, height = self.image(index).size
+            images.append({"id": image_id, "width": width, "height": height})
+            for box, category, mask in zip(*self.objects(index), strict=True):
+                left, top, right, bottom = box.tolist()
+                entry = {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(category),
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": 0,
+                }
+                if mask is not None:
+                    rle = mask
+                    if isinstance(mask, list):
+                        rle = coco_mask.merge(coco_mask.frPyObjects(mask, height, width))
+                    entry |= {"segmentation": rle, "area": float(coco_mask.area(rle))}
+                annotations.append(entry)
+        categories = zip(self.categories.ids, self.categories.names, strict=True)
+        return {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": id_, "name": name} for id_, name in categories],
+        }
+
+
+class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+    """Images and targets of a split, for training.
+
+    An item is the jittered image, uint8 (3, h, w), and a target with ``boxes`` float32 (n, 4), xyxy
+    in pixels of that image; ``labels`` int64 (n,), from 1; with ``masks``, ``masks``, a ``Masks``;
+    and ``index``, an int64 scalar. Instances less than a pixel wide or high after the transform, or
+    without a pixel in their mask, are left out. An item is a function of ``seed``, epoch and index
+    only, whichever process makes it and in whatever order.
+
+    Args:
+        data: the split.
+        categories: the model's, which decide the labels.
+        jitter: the random transform.
+        masks: targets have masks.
+        max_instances: of more instances in an image this many are drawn at random; 0 keeps all.
+        seed: of everything random.
+
+    Raises:
+        UserError: ``masks`` of a split without, or a category of the split that the model lacks.
+    """
+
+    def __init__(
+        self,
+        data: DetectionData,
+        categories: Categories,
+        *,
+        jitter: LargeScaleJitter,
+        masks: bool = True,
+        max_instances: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if masks and not data.has_masks:
+            raise UserError(
+                f"{data.name}: annotation {data.unmasked} has no segmentation; add it, or train a "
+                "detector of boxes only"
+            )
+        self.data, self.jitter, self.masks, self.seed = data, jitter, masks, seed
+        self.categories, self.max_instances = categories, max_instances
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, Target]:
+        """Make the item (epoch, index), or index in epoch 0."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image = self.data.image(index)
+        objects = self.data.objects(index)
+        labels = self._labels(objects.category_ids)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        transform = self.jitter.sample(rng, image.height, image.width)
+        pixels = transform.image(image)
+        boxes = transform.boxes(objects.boxes)
+        visible = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
+        kept = np.flatnonzero(visible)
+        if 0 < self.max_instances < len(kept):
+            kept = np.sort(rng.choice(kept, self.max_instances, replace=False))
+        target: Target = {"index": torch.tensor(index)}
+        if self.masks:
+            segmentations = [objects.segmentations[row] for row in kept]
+            target["masks"], drawn = transform.masks([s for s in segmentations if s is not None])
+            kept = kept[drawn]
+        target["boxes"] = torch.from_numpy(boxes[kept].astype(np.float32))
+        target["labels"] = torch.from_numpy(labels[kept])
+        return pixels, target
+
+    def _labels(self, category_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        try:
+            labels = [self.categories.label_of[category] for category in category_ids.tolist()]
+        except KeyError as error:
+            raise UserError(
+                f"{self.data.name}: category {error} is not among the model's {self.categories}; "
+                "use the categories that it was trained with"
+            ) from None
+        return np.array(labels, np.int64)
+
+
+class WholeImages(Dataset[tuple[Image.Image, int]]):
+    """The RGB images of a split as they are in their files, each with its id."""
+
+    def __init__(self, data: DetectionData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.data.image(index), int(self.data.image_ids[index])
+
+
+def collate(samples: list[tuple[_Image, _Target]]) -> tuple[list[_Image], list[_Target]]:
+    """Lists, since images and instances differ in size and number."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)

@@ -1,0 +1,120 @@
+"""What the user named as data: a folder, an archive of one, or a built-in set; and its task."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from botvision.data.shapes import write_shapes
+from botvision.errors import UserError
+
+BUILT_IN = ("shapes", "shapes-context")
+# Before the name of a data set on the Hugging Face Hub, or of a folder that its library reads.
+HUGGING_FACE = "hfds/"
+# In the cache's folder names: a set made by another version of the generator is made anew.
+_SHAPES_VERSION = 1
+
+
+def open_data(data: str, *, cache: Path | None = None) -> Path:
+    """The folder behind ``data``, made or unpacked into the cache when it is not there yet.
+
+    Args:
+        data: a folder; a zip or tar of one; or one of ``BUILT_IN``.
+        cache: where sets are made and archives unpacked; by default the environment's
+            ``BOTVISION_CACHE``, else ``~/.cache/botvision``.
+
+    Raises:
+        UserError: no such folder or archive, or an archive that cannot be read.
+    """
+    cache = cache or Path(os.environ.get("BOTVISION_CACHE", "~/.cache/botvision")).expanduser()
+    if data in BUILT_IN:
+        context = data == "shapes-context"
+        name = f"{data}-v{_SHAPES_VERSION}"
+        return _made_once(cache / name, lambda root: write_shapes(root, context=context))
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return path
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such folder or archive; give a folder in COCO format or of class "
+            f"folders, a zip or tar of one, or a built-in set: {', '.join(BUILT_IN)}"
+        )
+    stat = path.stat()
+    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    name = f"{path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return _inner(_made_once(cache / name, lambda root: _unpack(path, root)))
+
+
+def task_of(data: str) -> Literal["detection", "classification"]:
+    """The task that ``data`` is for: COCO annotations, or images of one class each.
+
+    Raises:
+        UserError: as :func:`open_data`, or it is of no known format.
+    """
+    if data in BUILT_IN:
+        return "detection"
+    if data.startswith(HUGGING_FACE):
+        return "classification"
+    root = open_data(data)
+    if any((root / "annotations").glob("*.json")):
+        return "detection"
+    for split in ("train", "val", "valid", "validation", "test"):
+        if class_folders(root / split) or find_shards(root, split):
+            return "classification"
+    raise UserError(
+        f"{root}: neither COCO format (annotations/instances_train.json and image folders) nor "
+        "class folders (train/CLASS/*.jpg and val/ or test/ likewise) nor shards (train-000.tar)"
+    )
+
+
+def class_folders(split: Path) -> list[Path]:
+    """The folders in ``split``, if there is one."""
+    return [path for path in split.iterdir() if path.is_dir()] if split.is_dir() else []
+
+
+def find_shards(root: Path, split: str) -> list[Path]:
+    """``SPLIT*.tar`` in the folder, or ``SPLIT/*.tar``."""
+    return sorted([*root.glob(f"{split}*.tar"), *root.glob(f"{split}/*.tar")])
+
+
+def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Fill a new folder beside ``folder`` and rename it, so that none is ever half there."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        made = Path(temporary) / folder.name
+        made.mkdir()
+        make(made)
+        try:
+            made.rename(folder)
+        except OSError:  # another process was quicker
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    try:
+        if zipfile.is_zipfile(archive):
+            shutil.unpack_archive(archive, root, "zip")
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(root, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise UserError(
+            f"{archive}: not a readable zip or tar ({error}); download or pack it again"
+        ) from error
+
+
+def _inner(folder: Path) -> Path:
+    """Step into the one folder that an archive often wraps its content in."""
+    entries = [e for e in folder.iterdir() if not e.name.startswith((".", "__MACOSX"))]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder

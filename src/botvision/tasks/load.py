@@ -1,0 +1,277 @@
+"""A saved model, ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from botvision.attention import Implementation
+from botvision.config import Device, Dtype, Precision
+from botvision.data.classification import eval_transform, readable_names
+from botvision.data.images import open_image
+from botvision.detection import Detector
+from botvision.detection.inference import check_limits, detect
+from botvision.detection.tta import TTA
+from botvision.device import autocast, resolve_device, resolve_precision
+from botvision.errors import UserError
+from botvision.tasks.checkpoint import ClassifierSpec, DetectorSpec, load_model
+from botvision.tasks.classification import ClassificationInference
+from botvision.tasks.prediction import ClassificationPrediction, DetectionPrediction
+
+# A file, a folder of images, a PIL image, or RGB pixels, uint8 (height, width, 3).
+ImageSource = str | PathLike[str] | Image.Image | NDArray[np.uint8]
+OnError = Callable[[UserError], None]
+_Opened = tuple[Path | None, Image.Image]
+
+
+def load(
+    source: str | PathLike[str],
+    *,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    impl: Implementation | None = None,
+    box_head: nn.Module | None = None,
+) -> DetectionModel | ClassificationModel:
+    """Load the model of a run, or of a ``best.safetensors``.
+
+    Args:
+        source: the run or its folder, or the file.
+        device: where it runs.
+        precision: in which it runs, as of a training.
+        impl: the attention implementation, if the model was trained with an object of your own.
+        box_head: likewise the box head, whose weights are then loaded into it.
+
+    Returns:
+        A model with ``predict``; ``module`` is the network, ``spec`` its description.
+
+    Raises:
+        UserError: no such run or file, one that is not of this library, or an object is missing.
+    """
+    device = resolve_device(device)
+    dtype = resolve_precision(precision, device)
+    module, spec = load_model(source, impl=impl, box_head=box_head)
+    module.to(device)
+    if isinstance(spec, ClassifierSpec):
+        return ClassificationModel(module, spec, device, dtype)
+    assert isinstance(module, Detector)
+    return DetectionModel(module, spec, device, dtype)
+
+
+@dataclass(frozen=True)
+class DetectionModel:
+    """A trained detector.
+
+    Args:
+        module: the network, in eval mode.
+        spec: its description, ``spec.categories`` among it.
+        device: where it is.
+        precision: in which it runs.
+    """
+
+    module: Detector
+    spec: DetectorSpec
+    device: Device
+    precision: Dtype
+
+    def predict(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        score_threshold: float = 0.5,
+        max_detections: int | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        tile: int | None = None,
+        batch_size: int = 1,
+        on_error: OnError | None = None,
+    ) -> Iterator[DetectionPrediction]:
+        """Detect objects, one image after the other.
+
+        Args:
+            images: one or several files, folders, PIL images or uint8 (height, width, 3) arrays.
+            score_threshold: detections below it are left out.
+            max_detections: maximum detections per image; by default the model's.
+            flip: test-time augmentation by mirrored images.
+            scales: test-time augmentation at these multiples of the image size.
+            tile: tiled inference, besides the whole image: pixels per side of a tile.
+            batch_size: augmented views at once.
+            on_error: called with the error of an image that cannot be read, which is then left out;
+                without it the error is raised.
+
+        Raises:
+            UserError: an option that cannot work, or an image that cannot be read.
+        """
+        check_batch_size(batch_size)
+        check_limits(score_threshold, max_detections)
+        tta = TTA(flip, tuple(scales), tile)
+
+        def views(image: Image.Image) -> int:
+            return len(tta.views(*image.size, self.spec.image_size))
+
+        batches = _batches(read_images(images, on_error), batch_size, views)
+        return self._predict(batches, tta, score_threshold, max_detections, batch_size)
+
+    def _predict(
+        self,
+        batches: Iterable[list[_Opened]],
+        tta: TTA,
+        score_threshold: float,
+        max_detections: int | None,
+        batch_size: int,
+    ) -> Iterator[DetectionPrediction]:
+        for batch in batches:
+            with autocast(self.device, self.precision):
+                found = detect(
+                    self.module,
+                    [image for _, image in batch],
+                    score_threshold=score_threshold,
+                    max_detections=max_detections,
+                    tta=tta,
+                    batch_size=batch_size,
+                )
+            for (file, image), detection in zip(batch, found, strict=True):
+                masks = detection.get("masks")
+                yield DetectionPrediction(
+                    file=file,
+                    size=image.size,
+                    pixels=image if file is None else None,
+                    boxes=detection["boxes"].numpy(),
+                    scores=detection["scores"].float().numpy(),
+                    class_ids=detection["labels"].numpy() - 1,
+                    categories=self.spec.categories,
+                    box_masks=None if masks is None else masks[:, 0].float().numpy(),
+                )
+
+
+@dataclass(frozen=True)
+class ClassificationModel:
+    """A trained classifier.
+
+    Args:
+        module: the network, in eval mode.
+        spec: its description, ``spec.classes`` among it.
+        device: where it is.
+        precision: in which it runs.
+    """
+
+    module: nn.Module
+    spec: ClassifierSpec
+    device: Device
+    precision: Dtype
+
+    def predict(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int = 1,
+        on_error: OnError | None = None,
+    ) -> Iterator[ClassificationPrediction]:
+        """Classify images, one after the other; arguments as of :meth:`DetectionModel.predict`."""
+        check_batch_size(batch_size)
+        return self._predict(_batches(read_images(images, on_error), batch_size))
+
+    def _predict(self, batches: Iterable[list[_Opened]]) -> Iterator[ClassificationPrediction]:
+        inference = ClassificationInference(self.module, self.spec).to(self.device)
+        transform = eval_transform(self.spec.image_size, self.spec.crop_share)
+        classes = readable_names(self.spec.classes)
+        for batch in batches:
+            pixels = torch.stack([transform(image) for _, image in batch]).to(self.device)
+            with torch.inference_mode():
+                with autocast(self.device, self.precision):
+                    logits = inference.logits(pixels)
+                probabilities = logits.softmax(dim=-1).cpu().numpy()
+            for (file, image), row in zip(batch, probabilities, strict=True):
+                yield ClassificationPrediction(
+                    file=file,
+                    size=image.size,
+                    pixels=image if file is None else None,
+                    probabilities=row,
+                    classes=classes,
+                )
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raise UserError unless at least one image fits a batch; None is a default."""
+    if batch_size is not None and batch_size < 1:
+        raise UserError("give at least 1", parameter="batch_size", value=batch_size)
+
+
+def read_images(
+    images: ImageSource | Iterable[ImageSource], on_error: OnError | None = None
+) -> Iterator[_Opened]:
+    """The images with their files; those of a folder by their ending, sorted by name."""
+    several = not isinstance(images, str | PathLike | Image.Image | np.ndarray)
+    for source in images if several else (images,):  # type: ignore[union-attr]
+        try:
+            if isinstance(source, Image.Image):
+                yield None, source.convert("RGB")
+            elif isinstance(source, np.ndarray):
+                yield None, _from_array(source)
+            else:
+                files = _files(Path(source))
+                yield from _open_each(files, on_error)
+        except UserError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+
+
+def _open_each(files: Iterable[Path], on_error: OnError | None) -> Iterator[_Opened]:
+    for file in files:
+        try:
+            image = open_image(file)
+        except UserError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        yield file, image
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    endings = Image.registered_extensions()
+    inside = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+    if not inside:
+        raise UserError(f"{path}: no image files in this folder")
+    return inside
+
+
+def _from_array(array: NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise UserError(
+            f"an array of {array.dtype}, shape {array.shape}: give RGB pixels, uint8 of shape "
+            "(height, width, 3)",
+            parameter="images",
+        )
+    return Image.fromarray(array)
+
+
+def _batches(
+    images: Iterable[_Opened],
+    batch_size: int,
+    views: Callable[[Image.Image], int] = lambda image: 1,
+) -> Iterator[list[_Opened]]:
+    """The images in lists that fill a batch by their augmented views.
+
+    So that no more large images are held than are needed: one with many tiles is by itself.
+    """
+    batch: list[_Opened] = []
+    seen = 0
+    for file, image in images:
+        batch.append((file, image))
+        seen += views(image)
+        if seen >= batch_size:
+            yield batch
+            batch, seen = [], 0
+    if batch:
+        yield batch
