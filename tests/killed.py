@@ -8,9 +8,9 @@ import sys
 import torch
 
 from botvision.cli.main import main
-from botvision.training.run import RunFolder
+from botvision.training.run import Run
 
-LOG = RunFolder.log
+LOG = Run.log
 
 
 def run_and_kill(lines, *arguments):
@@ -29,10 +29,10 @@ def run_and_kill(lines, *arguments):
 def log_and_die(run, *event, **values):
     """Die of the signal that nothing can catch, as when a machine is taken away."""
     LOG(run, *event, **values)
-    if run.events.read_bytes().count(b"\n") >= int(sys.argv[1]):
+    if run.events_file.read_bytes().count(b"\n") >= int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    RunFolder.log = log_and_die
+    Run.log = log_and_die
     main(sys.argv[2:])

@@ -1,7 +1,7 @@
 import pytest
 
 from botvision.data.categories import Categories
-from botvision.data.coco import CocoDataset, merge_categories
+from botvision.data.detection import DetectionDataset, merge_categories
 from botvision.errors import UserError
 from coco_files import IDENTITY, annotation, content, load
 
@@ -29,7 +29,8 @@ def test_categories_of_splits_are_united(tmp_path):
     united = merge_categories(one, two)
     assert united == Categories((0, 5), ("o", "e"))
     labels = [
-        CocoDataset(data, united, jitter=IDENTITY)[0][1]["labels"].tolist() for data in (one, two)
+        DetectionDataset(data, united, jitter=IDENTITY)[0][1]["labels"].tolist()
+        for data in (one, two)
     ]
     assert labels == [[2], [1]]
 
@@ -49,4 +50,4 @@ def test_a_category_that_the_model_lacks_is_an_error(tmp_path):
     with pytest.raises(
         UserError, match=r"train\.json: category 2 is not among the model's 1 class"
     ):
-        CocoDataset(data, Categories((1,), ("cat",)), jitter=IDENTITY)
+        DetectionDataset(data, Categories((1,), ("cat",)), jitter=IDENTITY)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as oracle
 
-from botvision.data.coco import CocoDataset, find_splits, load_split, merge_categories
+from botvision.data.coco import find_splits, load_split
+from botvision.data.detection import DetectionDataset, merge_categories
 from botvision.data.jitter import LargeScaleJitter
 from botvision.errors import UserError
 from coco_files import HEIGHT, IDENTITY, SQUARE, WIDTH, annotation, content, load, write
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def train_set(data, jitter=IDENTITY, **more):
-    return CocoDataset(data, data.categories, jitter=jitter, **more)
+    return DetectionDataset(data, data.categories, jitter=jitter, **more)
 
 
 def without(key, annotations):
@@ -305,7 +306,9 @@ def test_coco_itself(coco_mini):
     assert categories.name(80) == "toothbrush"
     # The masks of some whole images are the oracle's.
     by_id = json.loads(splits["val"].annotations.read_text())
-    dataset = CocoDataset(data["val"], categories, jitter=LargeScaleJitter(640, (1, 1), flip=False))
+    dataset = DetectionDataset(
+        data["val"], categories, jitter=LargeScaleJitter(640, (1, 1), flip=False)
+    )
     for index in range(0, 100, 10):
         width, height = data["val"].annotations.sizes[index].tolist()
         if max(width, height) != 640:

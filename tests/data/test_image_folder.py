@@ -7,15 +7,15 @@ import torch
 from PIL import Image
 
 from botvision.config import ClassificationConfig
-from botvision.data.formats import is_classification_data
-from botvision.data.image_folder import (
+from botvision.data.classification import (
     ClassificationDataset,
-    ImageFolder,
     eval_transform,
-    find_classification_splits,
     readable_names,
     train_transform,
 )
+from botvision.data.formats import classification_splits
+from botvision.data.image_folder import ImageFolder
+from botvision.data.sources import task_of
 from botvision.errors import UserError
 from class_files import CLASSES, write_classes
 
@@ -27,13 +27,13 @@ def root(tmp_path):
 
 def test_splits_go_by_their_usual_names(root):
     (root / "val").rename(root / "validation")
-    splits = find_classification_splits(str(root))
+    splits = classification_splits(str(root))
     assert {name: len(open_split(None)) for name, open_split in splits.items()} == {
         "train": 11,
         "val": 7,
     }
     shutil.copytree(root / "train", root / "test")
-    assert set(find_classification_splits(str(root))) == {"train", "val", "test"}
+    assert set(classification_splits(str(root))) == {"train", "val", "test"}
 
 
 def test_labels_follow_the_names_in_natural_order(tmp_path):
@@ -64,16 +64,16 @@ def test_faults_of_the_folders_are_named(root, tmp_path):
     with pytest.raises(UserError, match="train: no images in its class folders"):
         ImageFolder(tmp_path / "empty" / "train")
     with pytest.raises(UserError, match="no class folders or shards; expected train/CLASS"):
-        find_classification_splits(str(tmp_path / "data" / "val"))
+        classification_splits(str(tmp_path / "data" / "val"))
 
 
 def test_what_a_folder_is(root, tiny_data, tmp_path):
-    assert is_classification_data(str(root))
-    assert not is_classification_data(str(tiny_data))
-    assert not is_classification_data("shapes")
+    assert task_of(str(root)) == "classification"
+    assert task_of(str(tiny_data)) == "detection"
+    assert task_of("shapes") == "detection"
     (tmp_path / "neither").mkdir()
     with pytest.raises(UserError, match=r"neither COCO format .* nor class folders"):
-        is_classification_data(str(tmp_path / "neither"))
+        task_of(str(tmp_path / "neither"))
 
 
 def test_a_broken_image_is_named(root):

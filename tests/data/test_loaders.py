@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from botvision.data.coco import WholeImages, collate, find_splits, load_split
-from botvision.data.loaders import eval_loader, worker_count
+from botvision.data.coco import find_splits, load_split
+from botvision.data.detection import WholeImages, collate
+from botvision.data.loaders import eval_loader
 from botvision.data.samplers import StepBatches, sample_images
 from botvision.data.transforms import fit_image
+from botvision.device import worker_count
 from botvision.errors import UserError
 
 
@@ -60,9 +62,9 @@ def test_fitting_is_pillows_resizing(tiny_data):
 
 
 def test_workers():
-    assert worker_count(3, accelerated=False) == 3
-    assert worker_count(-1, accelerated=False) == 0
-    assert 1 <= worker_count(-1, accelerated=True) <= 8
+    assert worker_count(3, "cpu") == 3
+    assert worker_count(-1, "cpu") == 0
+    assert 1 <= worker_count(-1, "cuda") <= 8
 
 
 def test_a_limit_draws_over_all_images():
@@ -74,5 +76,5 @@ def test_a_limit_draws_over_all_images():
     # Ten classes of a hundred images, sorted by class: each is there.
     assert {index // 100 for index in drawn} == set(range(10))
     for limit in (0, -3):
-        with pytest.raises(UserError, match=f"--limit {limit}: give at least 1"):
+        with pytest.raises(UserError, match=f"limit {limit}: give at least 1"):
             sample_images(7, limit)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from botvision.cli.main import main
-from botvision.data.formats import is_classification_data
-from botvision.data.image_folder import HuggingFaceData, ImageFolder, find_classification_splits
+from botvision.data.formats import classification_splits
+from botvision.data.huggingface import HuggingFaceData
+from botvision.data.image_folder import ImageFolder
+from botvision.data.sources import task_of
 from botvision.data.webdataset import WebDataset
 from botvision.errors import UserError
 from class_files import CLASSES, write_classes
@@ -51,8 +53,8 @@ def test_shards_hold_what_the_folders_hold(root, tmp_path):
     shards = tmp_path / "shards"
     for split in ("train", "val"):
         write_shards(shards, ImageFolder(root / split), split)
-    assert is_classification_data(str(shards))
-    splits = find_classification_splits(str(shards))
+    assert task_of(str(shards)) == "classification"
+    splits = classification_splits(str(shards))
     assert set(splits) == {"train", "val"}
     data = splits["train"](None)
     same(data, ImageFolder(root / "train"))
@@ -104,7 +106,7 @@ def test_faults_of_a_shard_are_named(root, tmp_path):
 
 def test_a_hugging_face_set_holds_what_the_folders_hold(root, monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    splits = find_classification_splits(f"hfds/{root}")
+    splits = classification_splits(f"hfds/{root}")
     assert set(splits) == {"train", "val"}
     data = splits["train"](None)
     assert isinstance(data, HuggingFaceData)
@@ -122,4 +124,4 @@ def test_a_hugging_face_set_holds_what_the_folders_hold(root, monkeypatch, tmp_p
 def test_a_hugging_face_set_that_is_not_there(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="hfds/no/where: cannot be opened"):
-        find_classification_splits("hfds/no/where")
+        classification_splits("hfds/no/where")

@@ -1,32 +1,22 @@
 """Accuracy and calibration against their formulas in NumPy."""
 
 import csv
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from botvision.evaluation.classification import ClassificationEvaluator, write_confusion
-from botvision.training.trainer import SCORE
-
-TRAINER = SimpleNamespace(global_step=5)
-LOGGED = {}
-MODULE = SimpleNamespace(
-    device=torch.device("cpu"), log=lambda name, value, **options: LOGGED.update({name: value})
-)
 
 
 def evaluate(logits, labels, classes, cuts=(7, 11)):
-    evaluation = ClassificationEvaluator(classes)
-    evaluation.on_validation_epoch_start(TRAINER, MODULE)
+    evaluator = ClassificationEvaluator(classes)
+    evaluator.reset()
     for part in np.split(np.arange(len(labels)), cuts):
         if len(part):
-            batch = (None, torch.tensor(labels[part]))
-            outputs = torch.tensor(logits[part])
-            evaluation.on_validation_batch_end(TRAINER, MODULE, outputs, batch, 0)
-    evaluation.on_validation_epoch_end(TRAINER, MODULE)
-    return evaluation
+            evaluator.update(torch.tensor(logits[part]), (None, torch.tensor(labels[part])))
+    assert evaluator.compute() is evaluator.metrics
+    return evaluator
 
 
 def draw(images, classes, seed=0):
@@ -70,17 +60,15 @@ def test_metrics_are_their_formulas(classes):
     for (true, predicted), count in np.ndenumerate(got.confusion.numpy()):
         assert count == ((labels == true) & (order[:, 0] == predicted)).sum()
     assert got.metrics["images_per_second"] > 0
-    assert got.step == 5
-    assert LOGGED[SCORE] == got.metrics["top1"]  # what early stopping watches
+    assert got.score == got.metrics["top1"]
 
 
 def test_a_second_run_forgets_the_first():
     evaluation = evaluate(*draw(20, 4), list("abcd"))
     logits, labels = draw(9, 4, seed=1)
-    evaluation.on_validation_epoch_start(TRAINER, MODULE)
-    batch = (None, torch.tensor(labels))
-    evaluation.on_validation_batch_end(TRAINER, MODULE, torch.tensor(logits), batch, 0)
-    evaluation.on_validation_epoch_end(TRAINER, MODULE)
+    evaluation.reset()
+    evaluation.update(torch.tensor(logits), (None, torch.tensor(labels)))
+    evaluation.compute()
     again = evaluate(logits, labels, list("abcd"), cuts=())
     for one in (evaluation, again):
         del one.metrics["images_per_second"]

@@ -10,21 +10,19 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from botvision.data.categories import Categories
 from botvision.data.coco import find_splits, load_split
+from botvision.data.pasting import paste_mask
 from botvision.errors import UserError
-from botvision.evaluation.coco import (
-    _paste,
-    coco_metrics,
-    encode_mask,
-    image_results,
-    load_ground_truth,
-    mask_polygons,
-)
+from botvision.evaluation.coco import coco_ground_truth, coco_metrics, image_results
 from botvision.evaluation.labels import LabelMap
 from botvision.evaluation.precision_recall import RECALLS
+
+
+def load_ground_truth(file):
+    return coco_ground_truth(json.loads(file.read_text()))
+
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
@@ -158,7 +156,7 @@ def test_some_images_equal_pycocotools_on_those(tmp_path, kind):
     some = [11, 2, 5, 8, 9]
     truth = load_ground_truth(file)
     found = [dict(r) for r in results if r["image_id"] in some]
-    metrics, _ = coco_metrics(truth, found, masks=True, images=some)
+    metrics, _ = coco_metrics(truth, found, masks=True, image_ids=some)
     want = pycocotools_stats(file, results, kind, 100, images=some).stats
     np.testing.assert_allclose(list(metrics[kind].values()), want, rtol=0, atol=1e-9)
     whole, _ = coco_metrics(truth, [dict(r) for r in results], masks=True)
@@ -216,28 +214,15 @@ def test_absent_area_and_iscrowd_are_filled_in(tmp_path):
     assert coco_metrics(load_ground_truth(file), results, masks=True)[0] == want
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_masks_are_pasted_as_torchvision_pastes_them(dtype):
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.rand(5, 1, 28, 28, generator=generator).to(dtype)
-    # Over the image's border on all sides: 90 x 110 pixels.
-    corners = torch.tensor([[-3.0, -7], [20, 30], [70, 60], [101, 81], [110, 90]])
-    boxes = torch.cat([corners, corners + 5 + 40 * torch.rand(5, 2, generator=generator)], 1)
-    want = paste_masks_in_image(masks, boxes, (90, 110))[:, 0] > 0.5
-    for mask, box, expected in zip(masks, boxes, want, strict=True):
-        decoded = coco_mask.decode(encode_mask(mask, box, (90, 110)))
-        np.testing.assert_array_equal(decoded.astype(bool), expected.numpy())
-
-
 def test_one_mask_is_pasted_at_a_time_and_runs_of_pixels_are_kept(monkeypatch):
     def paste(mask, box, size):
-        assert mask.shape == (1, 28, 28) and box.shape == (4,)
-        top, left, pixels = _paste(mask, box, size)
+        assert mask.shape == (28, 28) and box.shape == (4,)
+        top, left, pixels = paste_mask(mask, box, size)
         shapes.append(pixels.shape)
         return top, left, pixels
 
     shapes = []
-    monkeypatch.setattr("botvision.evaluation.coco._paste", paste)
+    monkeypatch.setattr("botvision.data.pasting.paste_mask", paste)
     detection = {
         "boxes": torch.tensor([[10.0, 20, 300, 600]]).repeat(9, 1),
         "labels": torch.ones(9, dtype=torch.int64),
@@ -249,79 +234,6 @@ def test_one_mask_is_pasted_at_a_time_and_runs_of_pixels_are_kept(monkeypatch):
     assert shapes == [(621, 311)] * 9
     # Two numbers a column of the box.
     assert all(len(result["segmentation"]["counts"]) < 6 * 310 for result in results)
-
-
-def shape_mask(paint):
-    """(1, 28, 28) probabilities, smooth at the edges, of what is painted on a grid of 280."""
-    fine = np.zeros((280, 280))
-    rows, columns = np.mgrid[:280, :280] + 0.5
-    fine[paint(rows, columns)] = 1
-    return torch.tensor(fine.reshape(28, 10, 28, 10).mean((1, 3)), dtype=torch.float32)[None]
-
-
-def is_disk(rows, columns, radius=120):
-    return (rows - 140) ** 2 + (columns - 140) ** 2 < radius**2
-
-
-SHAPES = {
-    "disk": is_disk,
-    "corner": lambda rows, columns: (rows > 150) | (columns < 100),
-    "everywhere": lambda rows, columns: rows > 0,
-    "two": lambda rows, columns: abs(columns - 140) > 60,
-}
-
-
-def rasterised(polygons, size):
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size)))
-
-
-def spread(mask):
-    """The mask and its neighbours, up to the corners."""
-    padded = np.pad(mask, 1)
-    shape = mask.shape
-    shifts = [padded[i : i + shape[0], j : j + shape[1]] for i in range(3) for j in range(3)]
-    return np.max(shifts, axis=0)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize(
-    "box", [(10.3, 12.8, 70.1, 60.2), (-0.0, 30.0, 25.5, 90.0), (60.0, 0.0, 110.0, 90.0)]
-)
-def test_polygons_give_the_mask_back_but_for_pixels_at_its_edge(name, box):
-    mask, box, size = shape_mask(SHAPES[name]), torch.tensor(box), (90, 110)
-    want = coco_mask.decode(encode_mask(mask, box, size))
-    polygons = mask_polygons(mask, box, size)
-    assert len(polygons) == (2 if name == "two" else 1)
-    points = np.concatenate(polygons).reshape(-1, 2)
-    assert (points >= 0).all() and (points <= [110, 90]).all()
-    got = rasterised(polygons, size)
-    assert (got <= spread(want)).all()
-    assert (1 - got <= spread(1 - want)).all()
-    assert (got & want).sum() / (got | want).sum() > 0.93
-
-
-def test_polygons_run_between_the_pixels():
-    """A disk's contour is a circle of its mask's area, closer than steps of a pixel could be."""
-    mask, box, size = shape_mask(is_disk), torch.tensor([20.0, 10, 60, 50]), (90, 110)
-    (polygon,) = mask_polygons(mask, box, size)
-    points = np.reshape(polygon, (-1, 2))
-    radii = np.linalg.norm(points - points.mean(axis=0), axis=1)
-    assert np.ptp(radii) < 0.5
-    area = coco_mask.decode(encode_mask(mask, box, size)).sum()
-    assert np.pi * radii.mean() ** 2 == pytest.approx(area, rel=0.02)
-    np.testing.assert_allclose(points.mean(axis=0), [40, 30], atol=0.1)
-
-
-def test_polygons_have_no_holes_and_nothing_is_no_polygon():
-    def ring(rows, columns):
-        return is_disk(rows, columns) & ~is_disk(rows, columns, 60)
-
-    box, size = torch.tensor([10.0, 10, 70, 70]), (90, 110)
-    polygons = mask_polygons(shape_mask(ring), box, size)
-    assert len(polygons) == 1
-    filled = coco_mask.decode(encode_mask(shape_mask(is_disk), box, size))
-    assert abs(int(rasterised(polygons, size).sum()) - int(filled.sum())) < 0.05 * filled.sum()
-    assert mask_polygons(torch.full((1, 28, 28), 0.4), box, size) == []
 
 
 def test_detections_in_cocos_format():

@@ -72,4 +72,4 @@ def test_a_limit_is_said():
     assert console.file.getvalue() == ""
     print_limit(console, 50, 5000)
     text = console.file.getvalue()
-    assert "50 of the 5,000 images" in text and "--limit" in text
+    assert "50 of the 5,000 images" in text and "limit" in text

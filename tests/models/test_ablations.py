@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import botvision
 from botvision.attention import RelativeAttention2d
-from botvision.cli.models import model_figures
 from botvision.models import insert_bot, insert_non_local
 from botvision.models.ablations import NonLocal2d, new_parts
+from botvision.models.summary import summarize
 
 RESNETS = {
     "timm": lambda: timm.create_model("resnet50"),
@@ -141,8 +141,8 @@ def bot_products(channels, cells):
     ],
 )
 def test_multiply_adds_are_the_resnets_and_the_blocks(name, products):
-    resnet = model_figures("resnet50", 256).multiply_adds
-    assert model_figures(name, 256).multiply_adds == resnet + products
+    resnet = summarize("resnet50", 256).multiply_adds
+    assert summarize(name, 256).multiply_adds == resnet + products
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import torch
 
 import botvision
 from botvision.attention import RelativeAttention2d
-from botvision.cli.models import model_figures
 from botvision.errors import UserError
 from botvision.models import BOTNETS
+from botvision.models.summary import summarize
 
 SHALLOW = ("botnet18", "botnet34")
 
@@ -83,7 +83,7 @@ def test_parameters_in_full():
 def test_multiply_adds_are_the_papers(name, size, billions):
     # The counter's sum per attention layer agrees with ours but for the height and width terms,
     # which the paper counts for 2R-1 offsets and we compute for the R that are used.
-    assert model_figures(name, size).multiply_adds / 1e9 == pytest.approx(billions, rel=0.005)
+    assert summarize(name, size).multiply_adds / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 @pytest.mark.parametrize("name", botvision.list_models())

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import botvision
-from botvision.cli.models import model_figures
 from botvision.models.published import PUBLISHED
+from botvision.models.summary import summarize
 
 # The first version of the paper gives squeeze and excitation to the ResNet's blocks alone; what
 # the models then have, in millions, as counted from the definitions.
@@ -21,7 +21,7 @@ WITHOUT_SE_IN_BOT = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_and_multiply_adds_are_the_published(name):
     paper = PUBLISHED[name]
-    ours = model_figures(name)
+    ours = summarize(name)
     assert ours.image_size == paper.image_size
     assert ours.parameters / 1e6 == pytest.approx(paper.parameters, rel=0.01)
     # Table 9's multiply-adds do not follow from the authors' own counter, as the notes say.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from botvision.detection.backbone import PyramidBackbone
-from botvision.training.activation_checkpoint import peak_memory, recompute_blocks
+from botvision.device import peak_memory
+from botvision.training.activation_checkpoint import recompute_blocks
 
 TINY = {"layers": (2, 1, 2, 2), "channels": (16, 16, 32, 32)}
 

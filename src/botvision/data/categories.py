@@ -63,28 +63,3 @@ class Categories:
             entries = [*entries[: SHOWN - 2], "...", entries[-1]]
         plural = "class" if len(self) == 1 else "classes"
         return f"{len(self)} {plural} (label = id name): {', '.join(entries)}"
-
-
-def merge_categories(*sources: tuple[Categories, str]) -> Categories:
-    """Unite the categories of several splits, by id; each comes with what messages call it.
-
-    Raises UserError if an id has two names, or a name two ids.
-    """
-    by_id: dict[int, tuple[str, str]] = {}
-    by_name: dict[str, tuple[int, str]] = {}
-    for categories, source in sources:
-        for category, name in zip(categories.ids, categories.names, strict=True):
-            other_name, other = by_id.setdefault(category, (name, source))
-            if other_name != name:
-                raise UserError(
-                    f"{source}: category {category} is '{name}', but '{other_name}' in {other}; "
-                    "use the same categories in both"
-                )
-            other_id, other = by_name.setdefault(name, (category, source))
-            if other_id != category:
-                raise UserError(
-                    f"{source}: '{name}' is category {category}, but {other_id} in {other}; "
-                    "use the same categories in both"
-                )
-    pairs = ((category, name) for category, (name, _) in by_id.items())
-    return Categories.from_pairs(pairs, "categories")

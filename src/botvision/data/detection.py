@@ -122,12 +122,38 @@ class DetectionData(ABC):
         }
 
 
+def merge_categories(*data: DetectionData) -> Categories:
+    """Unite the categories of several splits, by id.
+
+    Raises:
+        UserError: an id has two names, or a name two ids.
+    """
+    by_id: dict[int, tuple[str, str]] = {}
+    by_name: dict[str, tuple[int, str]] = {}
+    for split in data:
+        for category, name in zip(split.categories.ids, split.categories.names, strict=True):
+            other_name, other = by_id.setdefault(category, (name, split.name))
+            if other_name != name:
+                raise UserError(
+                    f"{split.name}: category {category} is '{name}', but '{other_name}' in "
+                    f"{other}; use the same categories in both"
+                )
+            other_id, other = by_name.setdefault(name, (category, split.name))
+            if other_id != category:
+                raise UserError(
+                    f"{split.name}: '{name}' is category {category}, but {other_id} in {other}; "
+                    "use the same categories in both"
+                )
+    pairs = ((category, name) for category, (name, _) in by_id.items())
+    return Categories.from_pairs(pairs, "categories")
+
+
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """Images and targets of a split, for training.
 
     An item is the jittered image, uint8 (3, h, w), and a target with ``boxes`` float32 (n, 4), xyxy
     in pixels of that image; ``labels`` int64 (n,), from 1; with ``masks``, ``masks``, a ``Masks``;
-    and ``index``, an int64 scalar. Instances less than a pixel wide or high after the transform, or
+    and ``image_id``, an int64 scalar. Instances less than a pixel wide or high after the transform, or
     without a pixel in their mask, are left out. An item is a function of ``seed``, epoch and index
     only, whichever process makes it and in whatever order.
 
@@ -158,6 +184,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
                 f"{data.name}: annotation {data.unmasked} has no segmentation; add it, or train a "
                 "detector of boxes only"
             )
+        unknown = set(data.categories.ids) - set(categories.ids)
+        if unknown:
+            raise UserError(
+                f"{data.name}: category {min(unknown)} is not among the model's {categories}; use "
+                "the categories that it was trained with"
+            )
         self.data, self.jitter, self.masks, self.seed = data, jitter, masks, seed
         self.categories, self.max_instances = categories, max_instances
 
@@ -169,7 +201,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image = self.data.image(index)
         objects = self.data.objects(index)
-        labels = self._labels(objects.category_ids)
+        label_of = self.categories.label_of
+        labels = np.array([label_of[k] for k in objects.category_ids.tolist()], np.int64)
         rng = np.random.default_rng((self.seed, epoch, index))
         transform = self.jitter.sample(rng, image.height, image.width)
         pixels = transform.image(image)
@@ -178,7 +211,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         kept = np.flatnonzero(visible)
         if 0 < self.max_instances < len(kept):
             kept = np.sort(rng.choice(kept, self.max_instances, replace=False))
-        target: Target = {"index": torch.tensor(index)}
+        target: Target = {"image_id": torch.tensor(self.data.image_ids[index])}
         if self.masks:
             segmentations = [objects.segmentations[row] for row in kept]
             target["masks"], drawn = transform.masks([s for s in segmentations if s is not None])
@@ -186,16 +219,6 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         target["boxes"] = torch.from_numpy(boxes[kept].astype(np.float32))
         target["labels"] = torch.from_numpy(labels[kept])
         return pixels, target
-
-    def _labels(self, category_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        try:
-            labels = [self.categories.label_of[category] for category in category_ids.tolist()]
-        except KeyError as error:
-            raise UserError(
-                f"{self.data.name}: category {error} is not among the model's {self.categories}; "
-                "use the categories that it was trained with"
-            ) from None
-        return np.array(labels, np.int64)
 
 
 class WholeImages(Dataset[tuple[Image.Image, int]]):

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from botvision.attention import Implementation
 from botvision.config import DetectionConfig, DetectionTask, EvaluateConfig
-from botvision.data.categories import Categories, merge_categories
+from botvision.data.categories import Categories
 from botvision.data.detection import (
     Batch,
     DetectionData,
@@ -23,6 +23,7 @@ from botvision.data.detection import (
     EvalBatch,
     WholeImages,
     collate,
+    merge_categories,
 )
 from botvision.data.formats import DetectionSource, detection_splits
 from botvision.data.jitter import LargeScaleJitter
@@ -130,7 +131,9 @@ class DetectionModule(DetectionInference):
         losses: dict[str, Tensor] = self.detector(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
-            files = ", ".join(self.data.image_name(int(target["index"])) for target in targets)
+            ids = list(self.data.image_ids)
+            indices = [ids.index(int(target["image_id"])) for target in targets]
+            files = ", ".join(self.data.image_name(index) for index in indices)
             parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
             raise UserError(
                 f"the loss is not finite at step {self.global_step} ({parts}) on the images "
@@ -179,7 +182,7 @@ class DetectionTraining:
         self.val = splits["val"]() if "val" in splits else None
         self.images = len(self.train)
         there = [split for split in (self.train, self.val) if split is not None]
-        self.categories = merge_categories(*((split.categories, split.name) for split in there))
+        self.categories = merge_categories(*there)
         self.summary = [*(split.summary() for split in there), str(self.categories)]
         masks = all(split.has_masks for split in there)
         self.task: DetectionTask = config.task or ("segmentation" if masks else "detection")

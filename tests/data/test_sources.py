@@ -5,9 +5,9 @@ import tarfile
 
 import pytest
 
-from botvision.data import formats as sources
+from botvision.data import sources
 from botvision.data.coco import find_splits
-from botvision.data.formats import open_data
+from botvision.data.sources import open_data
 from botvision.errors import UserError
 
 
