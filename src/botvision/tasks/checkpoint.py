@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import PretrainedCfg
 from torch import nn
-from torchvision.models.detection import FasterRCNN
 
 import botvision
 from botvision.config import (
@@ -25,7 +24,7 @@ from botvision.config import (
     Norm,
 )
 from botvision.data.categories import Categories
-from botvision.detection import build_detector
+from botvision.detection import Detector, build_detector
 from botvision.errors import UserError
 from botvision.models import check_model_args, create_model
 from botvision.training.fsdp import whole_tensors
@@ -66,10 +65,10 @@ class DetectorSpec:
         own = {"detector": DetectorConfig(**numbers), "categories": Categories(ids, names)}
         return cls(**{**fields, **own})
 
-    def build(self) -> FasterRCNN:
+    def build(self) -> Detector:
         """The detector, its weights drawn at random."""
         check_model_args(self.model, self.model_args)
-        return build_detector(
+        detector = build_detector(
             self.model,
             len(self.categories),
             self.image_size,
@@ -77,7 +76,9 @@ class DetectorSpec:
             norm=self.norm,
             config=self.detector,
             model_args=self.model_args,
-        ).to(memory_format=torch.channels_last)
+        )
+        detector.to(memory_format=torch.channels_last)
+        return detector
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from torchvision.models.detection import FasterRCNN
 
 from botvision.attention import RelativeAttention2d
 from botvision.config import DetectionConfig
@@ -18,8 +17,7 @@ from botvision.data.coco import CocoData, find_splits, load_split
 from botvision.data.formats import open_data
 from botvision.data.images import open_image
 from botvision.data.transforms import CropResizeFlip, fit_image
-from botvision.detection.inference import detect
-from botvision.detection.tta import TTA
+from botvision.detection import Detector, detect
 from botvision.evaluation.coco import image_results
 from botvision.tasks.checkpoint import DetectorSpec, load_model
 from botvision.tasks.predict import draw_results
@@ -48,7 +46,7 @@ def demo(config: DetectionConfig, *, console: Console | None = None) -> Path:
     console = console or Console()
     run = RunFolder(train(config, resume=True, console=console))
     detector, card = load_model(run.path)
-    assert isinstance(detector, FasterRCNN) and isinstance(card, DetectorSpec)
+    assert isinstance(detector, Detector) and isinstance(card, DetectorSpec)
     data = load_split(find_splits(open_data(config.data))["val"])
     run.predictions.mkdir(exist_ok=True)
     indices = _busiest(data, _IMAGES_SHOWN)
@@ -73,7 +71,7 @@ def _busiest(data: CocoData, number: int) -> list[int]:
 
 
 def _overlays(
-    detector: FasterRCNN, card: DetectorSpec, data: CocoData, index: int
+    detector: Detector, card: DetectorSpec, data: CocoData, index: int
 ) -> list[Image.Image]:
     """The image, its ground truth and what the detector finds."""
     annotations = data.annotations
@@ -88,14 +86,13 @@ def _overlays(
         [names[int(annotations.category_ids[row])] for row in rows],
         masks=masks.whole().bool().numpy(),
     )
-    detector.roi_heads.score_thresh = 0.5
-    (found,) = detect(detector, [image], TTA(card.image_size))
+    (found,) = detect(detector, [image], score_threshold=0.5)
     results = image_results(found, 0, (image.height, image.width))
     plain = draw_instances(image, [], [])
     return [plain, truth, draw_results(image, results, card.categories)]
 
 
-def _attention(detector: FasterRCNN, card: DetectorSpec, data: CocoData, index: int) -> Image.Image:
+def _attention(detector: Detector, card: DetectorSpec, data: CocoData, index: int) -> Image.Image:
     """What the cells at the centres of the largest objects take from the whole picture."""
     fitted = fit_image(open_image(data.image_path(index)), card.image_size)
     canvas = Image.new("RGB", (card.image_size, card.image_size))
@@ -114,7 +111,7 @@ def _attention(detector: FasterRCNN, card: DetectorSpec, data: CocoData, index: 
     )
 
 
-def attention_weights(detector: FasterRCNN, image: torch.Tensor) -> NDArray[np.float32]:
+def attention_weights(detector: Detector, image: torch.Tensor) -> NDArray[np.float32]:
     """The first attention layer's weights for one image as the detector sees it.
 
     Returns:

@@ -9,32 +9,32 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
 
 from botvision.config import DetectionConfig
 from botvision.data.coco import Batch, EvalBatch
-from botvision.detection.inference import detect
-from botvision.detection.tta import TTA
+from botvision.detection import Detector, detect
 from botvision.errors import UserError
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.optimizer import make_optimizer, seed_batch
 
 
 class DetectorInference(L.LightningModule):
-    """A detector under Lightning's validation loop."""
+    """A detector under Lightning's validation loop.
 
-    def __init__(self, detector: FasterRCNN, views: TTA, *, batch_size: int = 1) -> None:
-        """Take the detector, how it looks at an image, and the views it sees at once."""
+    Args:
+        detector: the detector.
+        **settings: keyword arguments of :func:`detect`.
+    """
+
+    def __init__(self, detector: Detector, **settings: Any) -> None:
         super().__init__()
         self.detector = detector
-        self.views = views
-        self.batch_size = batch_size
+        self.settings = settings
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
         """Detect: {"detections": one dict an image}, as :func:`detect` gives them."""
         images, _ = batch
-        found = detect(self.detector, images, self.views, batch_size=self.batch_size)
-        return {"detections": found}
+        return {"detections": detect(self.detector, images, **self.settings)}
 
 
 class DetectorModule(DetectorInference):
@@ -42,7 +42,7 @@ class DetectorModule(DetectorInference):
 
     def __init__(
         self,
-        detector: FasterRCNN,
+        detector: Detector,
         config: DetectionConfig,
         steps: int,
         file_of: Mapping[int, str],
@@ -52,7 +52,7 @@ class DetectorModule(DetectorInference):
 
         ``frozen``: parts that keep their weights, and their batch norms the statistics.
         """
-        super().__init__(detector, TTA(config.image_size))
+        super().__init__(detector)
         self.config = config
         self.steps = steps
         self.file_of = file_of

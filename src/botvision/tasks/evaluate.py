@@ -7,15 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 from torch.utils.data import Subset
-from torchvision.models.detection import FasterRCNN
 
 from botvision.config import Device, Precision, TableResize
 from botvision.data.coco import WholeImages, collate, find_splits, load_split
 from botvision.data.formats import open_data
 from botvision.data.loaders import eval_loader, worker_count
 from botvision.data.samplers import sample_images
-from botvision.detection.inference import limit_detections
-from botvision.detection.tta import TTA
+from botvision.detection import TTA, Detector
+from botvision.detection.inference import check_limits
 from botvision.device import resolve_precision
 from botvision.errors import UserError
 from botvision.evaluation.callback import CocoEvaluator
@@ -112,12 +111,10 @@ def evaluate(
             out=out,
             console=console,
         )
-    assert isinstance(detector, FasterRCNN)
+    assert isinstance(detector, Detector)
     refuse_flags(run, "classifiers", image_size=image_size, table_resize=table_resize)
-    limit_detections(
-        detector, 0.001 if score_threshold is None else score_threshold, max_detections
-    )
-    views = TTA(card.image_size, flip, (1.0,) if scales is None else tuple(scales), tile)
+    check_limits(score_threshold, max_detections)
+    tta = TTA(flip, (1.0,) if scales is None else tuple(scales), tile)
     batch_size = 1 if batch_size is None else batch_size
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: give at least 1")
@@ -147,9 +144,14 @@ def evaluate(
         batch_size=batch_size,
         workers=worker_count(workers, device != "cpu"),
     )
-    evaluation_trainer(device, compute, [evaluation]).validate(
-        DetectorInference(detector, views, batch_size=batch_size), loader, verbose=False
+    inference = DetectorInference(
+        detector,
+        score_threshold=0.001 if score_threshold is None else score_threshold,
+        max_detections=max_detections,
+        tta=tta,
+        batch_size=batch_size,
     )
+    evaluation_trainer(device, compute, [evaluation]).validate(inference, loader, verbose=False)
     folder = RunFolder(out or (run if run.is_dir() else run.parent))
     write_results(folder.predictions, evaluation.results)
     write_precision_recall(folder.predictions, evaluation.curves)

@@ -13,13 +13,12 @@ import torch
 from faster_coco_eval import mask as coco_mask
 from PIL import Image
 from rich.console import Console
-from torchvision.models.detection import FasterRCNN
 
 from botvision.config import Device, MaskFormat, Precision
 from botvision.data.categories import Categories
 from botvision.data.images import open_image
-from botvision.detection.inference import detect, limit_detections
-from botvision.detection.tta import TTA
+from botvision.detection import TTA, Detector, detect
+from botvision.detection.inference import check_limits
 from botvision.device import autocast, resolve_precision
 from botvision.errors import UserError
 from botvision.evaluation.coco import image_results, mask_polygons
@@ -120,18 +119,21 @@ def predict(
         batches = _read_ahead(opened, batch_size)
         listed = predict_classes(model, card, batches, folder, device, compute, console)
     else:
-        assert isinstance(model, FasterRCNN)
+        assert isinstance(model, Detector)
         if card.task == "detection":
             refuse_flags(run, "segmentation models", mask_format=mask_format)
-        threshold = 0.5 if score_threshold is None else score_threshold
-        limit_detections(model, threshold, max_detections)
-        views = TTA(card.image_size, flip, (1.0,) if scales is None else tuple(scales), tile)
+        check_limits(score_threshold, max_detections)
+        tta = TTA(flip, (1.0,) if scales is None else tuple(scales), tile)
         folder.mkdir(parents=True, exist_ok=True)
         listed = _predict_instances(
             model.to(device),
-            _read_ahead(opened, batch_size, views),
-            views,
-            batch_size,
+            _read_ahead(opened, batch_size, tta),
+            {
+                "score_threshold": 0.5 if score_threshold is None else score_threshold,
+                "max_detections": max_detections or card.detector.max_detections,
+                "tta": tta,
+                "batch_size": batch_size,
+            },
             card.categories,
             mask_format or "rle",
             folder,
@@ -156,9 +158,9 @@ def _opened(images: list[Path], unread: list[UserError]) -> Iterator[_Opened]:
 
 
 def _read_ahead(
-    images: Iterable[_Opened], batch_size: int, views: TTA | None = None
+    images: Iterable[_Opened], batch_size: int, tta: TTA | None = None
 ) -> Iterator[list[_Opened]]:
-    """The images in lists that fill a batch: with ``views``, by their views.
+    """The images in lists that fill a batch: with ``tta``, by their augmented views.
 
     So that no more large images are held than are needed: one with many tiles is alone.
     """
@@ -166,7 +168,8 @@ def _read_ahead(
     seen = 0
     for path, image in images:
         batch.append((path, image))
-        seen += len(views.of(*image.size)) if views else 1
+        # The number of views does not depend on the image size.
+        seen += len(tta.views(*image.size, 1)) if tta else 1
         if seen >= batch_size:
             yield batch
             batch, seen = [], 0
@@ -175,10 +178,9 @@ def _read_ahead(
 
 
 def _predict_instances(
-    detector: FasterRCNN,
+    detector: Detector,
     batches: Iterable[list[_Opened]],
-    views: TTA,
-    batch_size: int,
+    settings: dict[str, Any],
     categories: Categories,
     mask_format: MaskFormat,
     folder: Path,
@@ -188,12 +190,11 @@ def _predict_instances(
     """The instances of every image, and an overlay of each in ``folder``."""
     listed: list[dict[str, Any]] = []
     taken: set[str] = set()
-    limit = detector.roi_heads.detections_per_img
     drawing = 0.0
     start = time.perf_counter()
     for batch in batches:
         with precision:
-            found = detect(detector, [image for _, image in batch], views, batch_size=batch_size)
+            found = detect(detector, [image for _, image in batch], **settings)
         for (path, image), detection in zip(batch, found, strict=True):
             size = (image.height, image.width)
             results = image_results(detection, 0, size)
@@ -204,7 +205,8 @@ def _predict_instances(
                     instance["segmentation"] = mask_polygons(mask, box, size)
             shape = {"width": image.width, "height": image.height}
             listed.append({"file": str(path), **shape, "instances": instances})
-            full = " (all that --max-detections keeps)" if len(results) == limit else ""
+            all_kept = len(results) == settings["max_detections"]
+            full = " (all that --max-detections keeps)" if all_kept else ""
             text = f"{path}: {_counts(listed[-1])}{full}"
             console.print(text, highlight=False, soft_wrap=True)
             paused = time.perf_counter()
