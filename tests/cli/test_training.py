@@ -63,7 +63,7 @@ def test_weights_of_another_detector_are_refused_with_the_flags_to_give(
         *("--max-steps", 1, "--out", tmp_path / "run"),
     )
     assert "v2.safetensors: not the weights of this architecture" in line
-    assert "--detector.fpn_channels 256 --detector.rpn_convs 2 --detector.box_convs 4" in line
+    assert "--detector.fpn-channels 256, --detector.rpn-convs 2, --detector.box-convs 4" in line
 
 
 def test_a_run_that_gets_no_better_stops_early_and_is_complete(tiny_data, tmp_path, capsys):

@@ -14,7 +14,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from botvision.attention import RelativeAttention2d
 from botvision.config import DetectorConfig
 from botvision.detection import build_detector
-from botvision.detection.detector import _FullRows, box_iou
+from botvision.detection.anchors import box_iou
+from botvision.detection.heads import PaddedRows
 from botvision.errors import UserError
 
 TINY = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
@@ -179,7 +180,7 @@ def test_filling_up_the_mask_heads_batch_changes_nothing(monkeypatch):
     detector.roi_heads.mask_head[0].register_forward_hook(lambda m, i, o: seen.append(len(o)))
     results = []
     for multiple in (64, 1):
-        monkeypatch.setattr(_FullRows, "multiple", multiple)
+        monkeypatch.setattr(PaddedRows, "multiple", multiple)
         torch.manual_seed(0)
         detector.train().zero_grad()
         loss = detector([image], [target])["loss_mask"]
@@ -285,5 +286,5 @@ def test_the_resnet_twin_differs_by_the_attention_alone():
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_models_without_a_pyramid_are_refused(model):
-    with pytest.raises(UserError, match=rf"--model {model}: .*resnet50"):
+    with pytest.raises(UserError, match=rf"^model {model}: .*resnet50"):
         small(model=model, args={}, size=224)

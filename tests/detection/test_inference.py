@@ -27,20 +27,21 @@ class Finder(nn.Module):
     def __init__(self, size, largest=1000):
         super().__init__()
         self.anywhere = nn.Parameter(torch.zeros(()))
-        self.transform = SimpleNamespace(size=size)
+        self.image_size = size
         self.roi_heads = SimpleNamespace(nms_thresh=0.5, detections_per_img=100)
         self.largest = largest
         self.calls = []
         self.seen = 0
 
-    def forward(self, images):
-        self.calls.append((self.transform.size, len(images)))
-        if self.transform.size > self.largest:
+    def forward(self, images, *, score_threshold, max_detections, canvas_size):
+        self.calls.append((canvas_size, len(images)))
+        if canvas_size > self.largest:
             raise AssertionError(f"takes {self.largest} pixels at most\nand more of it")
+        assert all(max(image.shape[1:]) <= canvas_size for image in images)
         return [self.find(image) for image in images]
 
     def find(self, image):
-        assert image.dtype == torch.uint8 and max(image.shape[1:]) <= self.transform.size
+        assert image.dtype == torch.uint8
         self.seen += 1
         found = {"boxes": [], "labels": [], "scores": [], "masks": []}
         for channel in (2, 1, 0):
@@ -108,7 +109,7 @@ def test_one_view_is_what_the_detector_finds(untrained):
     image = noise(150, 100)
     with torch.inference_mode():
         (want,) = untrained([fit_image(image, 64)])
-    (got,) = detect(untrained, [image], TTA(64))
+    (got,) = detect(untrained, [image])
     assert len(got["boxes"]) > 5
     for name in ("labels", "scores", "masks"):
         torch.testing.assert_close(got[name], want[name], rtol=0, atol=0)
@@ -122,16 +123,16 @@ def test_what_one_view_gives_is_left_as_it_is():
     finder = Finder(64)
     finder.roi_heads.nms_thresh = 0.0
     finder.roi_heads.detections_per_img = 1
-    (got,) = detect(finder, [picture(64, 64, (5, 5, 20, 20), (9, 9, 30, 30))], TTA(64))
+    (got,) = detect(finder, [picture(64, 64, (5, 5, 20, 20), (9, 9, 30, 30))])
     assert located(got) == {2: [9, 9, 30, 30], 1: [5, 5, 20, 20]}
 
 
 def test_an_image_does_not_depend_on_its_batch(untrained):
     images = [noise(150, 100), noise(40, 70, 1), noise(64, 64, 2)]
-    views = TTA(64, flip=True, scales=(1.0, 1.5))
-    together = detect(untrained, images, views, batch_size=5)
+    tta = TTA(flip=True, scales=(1.0, 1.5))
+    together = detect(untrained, images, tta=tta, batch_size=5)
     for image, got in zip(images, together, strict=True):
-        (alone,) = detect(untrained, [image], views)
+        (alone,) = detect(untrained, [image], tta=tta)
         assert len(alone["boxes"]) == 20
         for name, value in alone.items():
             torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-4)
@@ -145,7 +146,7 @@ def test_a_mirrored_view_finds_the_same_place_and_shape():
     image = Image.fromarray(np.stack([truth * 255] * 3, axis=-1))
     for flip in (False, True):
         finder = Finder(120)
-        (got,) = detect(finder, [image], TTA(120, flip=flip))
+        (got,) = detect(finder, [image], tta=TTA(flip=flip))
         # With the mirrored view, which comes last, it is the surest.
         assert finder.seen == 1 + flip
         assert got["scores"][-1].item() == pytest.approx(0.5 + finder.seen / 1000)
@@ -159,34 +160,34 @@ def test_a_mirrored_view_finds_the_same_place_and_shape():
 def test_scales_are_seen_on_canvases_that_they_fit():
     finder = Finder(64)
     boxes = [(20, 20, 120, 60), (10, 80, 60, 140), (150, 5, 190, 45)]
-    (got,) = detect(finder, [picture(200, 150, *boxes)], TTA(64, scales=(0.5, 1.0, 1.5, 2.5)))
+    (got,) = detect(finder, [picture(200, 150, *boxes)], tta=TTA(scales=(0.5, 1.0, 1.5, 2.5)))
     assert finder.calls == [(64, 1), (64, 1), (128, 1), (192, 1)]
-    assert finder.transform.size == 64
+    assert finder.image_size == 64
     for label, box in located(got).items():
         np.testing.assert_allclose(box, boxes[label - 1], atol=200 / 64 / 2.5)
 
 
 def test_a_real_detector_runs_at_other_scales(untrained):
-    (small, large) = (detect(untrained, [noise(90, 80)], TTA(64, scales=(s,))) for s in (0.5, 3))
+    (small, large) = (detect(untrained, [noise(90, 80)], tta=TTA(scales=(s,))) for s in (0.5, 3))
     for (found,) in (small, large):
         assert len(found["boxes"]) > 0
         assert torch.isfinite(found["boxes"]).all() and torch.isfinite(found["scores"]).all()
         assert (found["boxes"] <= torch.tensor([90, 80, 90, 80]) + 1e-4).all()
-    assert untrained.transform.size == 64
+    assert untrained.image_size == 64
 
 
 def test_a_model_that_takes_no_larger_canvas_is_one_line():
     finder = Finder(64, largest=64)
     with pytest.raises(UserError) as error:
-        detect(finder, [noise(64, 64)], TTA(64, scales=(1.5,)))
+        detect(finder, [noise(64, 64)], tta=TTA(scales=(1.5,)))
     assert str(error.value) == (
-        "--scales: the model does not run on 128x128 pixels instead of its 64x64 "
+        "scales: the model does not run on 128x128 pixels instead of its 64x64 "
         "(takes 64 pixels at most); give smaller scales"
     )
-    assert finder.transform.size == 64
-    finder.transform.size = 96
+    assert finder.image_size == 64
+    finder.image_size = 96
     with pytest.raises(AssertionError, match="takes 64"):
-        detect(finder, [noise(64, 64)], TTA(64))
+        detect(finder, [noise(64, 64)])
 
 
 def test_tiles_find_what_a_border_cuts_and_what_no_tile_holds():
@@ -194,7 +195,7 @@ def test_tiles_find_what_a_border_cuts_and_what_no_tile_holds():
     # in the whole image's view; and larger than a tile.
     boxes = [(60, 40, 68, 50), (300, 200, 306, 206), (100, 20, 300, 150)]
     finder = Finder(64)
-    (got,) = detect(finder, [picture(400, 256, *boxes)], TTA(64, tile=64), batch_size=4)
+    (got,) = detect(finder, [picture(400, 256, *boxes)], tta=TTA(tile=64), batch_size=4)
     found = located(got)
     assert found[1] == list(boxes[0])
     assert found[2] == list(boxes[1])
@@ -206,29 +207,29 @@ def test_tiles_find_what_a_border_cuts_and_what_no_tile_holds():
 
 def test_a_box_at_the_border_of_the_image_stays():
     boxes = [(0, 40, 7, 50), (113, 0, 120, 7), (40, 93, 50, 100)]
-    (got,) = detect(Finder(64), [picture(120, 100, *boxes)], TTA(64, tile=64, flip=True))
+    (got,) = detect(Finder(64), [picture(120, 100, *boxes)], tta=TTA(tile=64, flip=True))
     assert located(got) == {n + 1: list(box) for n, box in enumerate(boxes)}
 
 
 def test_views_are_merged_class_by_class_the_best_first():
     finder = Finder(64)
     same = (10, 10, 40, 40)
-    views = TTA(64, flip=True, scales=(1.0, 0.5))
-    (got,) = detect(finder, [picture(64, 64, same, same, (44, 44, 60, 60))], views)
+    tta = TTA(flip=True, scales=(1.0, 0.5))
+    (got,) = detect(finder, [picture(64, 64, same, same, (44, 44, 60, 60))], tta=tta)
     assert finder.seen == 4
     assert got["labels"].tolist() == [3, 2, 1]
     assert got["scores"].tolist() == sorted(got["scores"].tolist(), reverse=True)
     finder.roi_heads.detections_per_img = 2
-    (got,) = detect(finder, [picture(64, 64, same, same, (44, 44, 60, 60))], views)
+    (got,) = detect(finder, [picture(64, 64, same, same, (44, 44, 60, 60))], tta=tta)
     assert got["labels"].tolist() == [3, 2]
     finder.roi_heads.nms_thresh = 1.0
     finder.roi_heads.detections_per_img = 100
-    (got,) = detect(finder, [picture(64, 64, same)], views)
+    (got,) = detect(finder, [picture(64, 64, same)], tta=tta)
     assert len(got["boxes"]) == 4
 
 
 def test_nothing_in_any_view_is_nothing():
-    (got,) = detect(Finder(64), [picture(200, 100)], TTA(64, tile=64, flip=True))
+    (got,) = detect(Finder(64), [picture(200, 100)], tta=TTA(tile=64, flip=True))
     assert {name: tuple(value.shape) for name, value in got.items()} == {
         "boxes": (0, 4),
         "labels": (0,),

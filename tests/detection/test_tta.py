@@ -11,19 +11,19 @@ from botvision.errors import UserError
 
 def tiles(width, height, tile):
     """Boxes (n, 4) of the tiles alone."""
-    whole, *parts = TTA(64, tile=tile).of(width, height)
+    whole, *parts = TTA(tile=tile).views(width, height, 64)
     assert whole.box == (0, 0, width, height)
     return np.array([view.box for view in parts]).reshape(-1, 4)
 
 
 def test_by_default_the_whole_image_is_seen_once():
-    assert TTA(64).of(200, 100) == [CropResizeFlip((0, 0, 200, 100), 32, 64)]
-    assert TTA(64).of(3, 1000) == [CropResizeFlip((0, 0, 3, 1000), 64, 1)]
+    assert TTA().views(200, 100, 64) == [CropResizeFlip((0, 0, 200, 100), 32, 64)]
+    assert TTA().views(3, 1000, 64) == [CropResizeFlip((0, 0, 3, 1000), 64, 1)]
 
 
 def test_every_scale_is_seen_plain_and_mirrored():
     box = (0, 0, 200, 100)
-    assert TTA(64, flip=True, scales=(1.0, 1.5)).of(200, 100) == [
+    assert TTA(flip=True, scales=(1.0, 1.5)).views(200, 100, 64) == [
         CropResizeFlip(box, 32, 64),
         CropResizeFlip(box, 32, 64, flip=True),
         CropResizeFlip(box, 48, 96),
@@ -32,7 +32,7 @@ def test_every_scale_is_seen_plain_and_mirrored():
 
 
 def test_tiles_are_seen_at_the_image_size_besides_the_image():
-    views = TTA(80, tile=40).of(100, 60)
+    views = TTA(tile=40).views(100, 60, 80)
     assert views[0] == CropResizeFlip((0, 0, 100, 60), 48, 80)
     want = [CropResizeFlip((x, y, x + 40, y + 40), 80, 80) for x in (0, 30, 60) for y in (0, 20)]
     assert sorted(v.box for v in views[1:]) == sorted(v.box for v in want)
@@ -40,7 +40,7 @@ def test_tiles_are_seen_at_the_image_size_besides_the_image():
 
 
 def test_an_image_lower_than_a_tile_is_cut_along_its_length_alone():
-    views = TTA(80, tile=40).of(70, 20)[1:]
+    views = TTA(tile=40).views(70, 20, 80)[1:]
     assert views == [
         CropResizeFlip((0, 0, 40, 20), 40, 80),
         CropResizeFlip((30, 0, 70, 20), 40, 80),
@@ -75,7 +75,7 @@ def test_no_more_tiles_than_it_takes():
 
 def test_a_tile_is_the_pixels_of_the_image():
     pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
-    for view in TTA(40, tile=40).of(100, 60)[1:]:
+    for view in TTA(tile=40).views(100, 60, 40)[1:]:
         left, top, right, bottom = view.box
         seen = view.image(Image.fromarray(pixels)).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(seen, pixels[top:bottom, left:right])
@@ -84,15 +84,15 @@ def test_a_tile_is_the_pixels_of_the_image():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": (1.0, 0.0)}, "--scales 0: give positive numbers"),
-        ({"scales": (-1.0,)}, "--scales -1: "),
-        ({"scales": (float("nan"),)}, "--scales nan: "),
-        ({"scales": (float("inf"),)}, "--scales inf: "),
-        ({"scales": ()}, "--scales: give at least one"),
-        ({"tile": 31}, "--tile 31: give at least 32"),
-        ({"tile": -5}, "--tile -5: give at least 32"),
+        ({"scales": (1.0, 0.0)}, "^scales 0: give positive numbers"),
+        ({"scales": (-1.0,)}, "^scales -1: "),
+        ({"scales": (float("nan"),)}, "^scales nan: "),
+        ({"scales": (float("inf"),)}, "^scales inf: "),
+        ({"scales": ()}, "^scales: give at least one"),
+        ({"tile": 31}, "^tile 31: give at least 32"),
+        ({"tile": -5}, "^tile -5: give at least 32"),
     ],
 )
 def test_senseless_numbers_are_an_error(options, message):
     with pytest.raises(UserError, match=message):
-        TTA(64, **options)
+        TTA(**options)

@@ -204,15 +204,15 @@ def test_a_backbone_goes_into_the_body_alone(tmp_path):
     ]
 
 
-def test_a_detector_of_other_settings_is_refused_with_the_flags_to_give(tmp_path):
+def test_a_detector_of_other_settings_is_refused_with_the_settings_to_give(tmp_path):
     torch.save(theirs(2).state_dict(), tmp_path / "v2.pth")
     with pytest.raises(UserError) as error:
         load_detector_weights(
             build_detector("resnet50", 2, SIZE, norm="frozen"), tmp_path / "v2.pth", ("cat", "dog")
         )
     assert str(error.value).endswith(
-        "it was trained with --norm plain --detector.rpn_convs 2 --detector.box_convs 4 "
-        "--detector.head_norm True"
+        "it was trained with `norm` plain, `detector.rpn_convs` 2, `detector.box_convs` 4, "
+        "`detector.head_norm` True"
     )
     assert "\n" not in str(error.value)
 
@@ -235,7 +235,7 @@ def test_weights_that_cannot_be_fetched(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     monkeypatch.setattr("timm.create_model", unreachable)
-    with pytest.raises(UserError, match=rf"--weights {name}: .*no network.*file") as error:
+    with pytest.raises(UserError, match=rf"weights {name}: .*no network.*file") as error:
         load_detector_weights(torch.nn.Module(), name, ("cat",))
     assert "\n" not in str(error.value)
 

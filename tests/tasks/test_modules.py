@@ -132,5 +132,5 @@ def test_frozen_stages_keep_weights_and_statistics(tmp_path):
 
 @pytest.mark.parametrize("count", [-1, 6])
 def test_there_are_five_stages_to_freeze(count):
-    with pytest.raises(UserError, match=rf"--freeze-stages {count}: give 0 to 5"):
+    with pytest.raises(UserError, match=rf"^freeze_stages {count}: give 0 to 5"):
         CARD.build().backbone.first_stages(count)

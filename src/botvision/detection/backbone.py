@@ -1,4 +1,4 @@
-"""Any timm model that gives a feature pyramid, and the pyramid network p2 to p6 on it."""
+"""A feature pyramid p2 to p6 on any timm model that has features at strides 4 to 32."""
 
 from __future__ import annotations
 
@@ -20,10 +20,23 @@ from botvision.models.ablations import new_parts
 
 
 class PyramidBackbone(nn.Module):
-    """``body`` (c2 to c5) and ``fpn`` (p2 to p6), as Detectron has them (paper, section 4).
+    """``body`` (c2 to c5) and ``fpn`` (p2 to p6), as in Detectron (paper, section 4).
 
-    The pyramid's convolutions have batch norm, as in the paper's code base, unless the body's is
-    frozen: a fresh layer has no statistics worth freezing.
+    The pyramid's convolutions have batch norm, as in the paper's code base. With frozen batch norm
+    they have none, because a new layer has no statistics worth freezing.
+
+    Args:
+        name: a model of botvision or timm.
+        image_size: side of the square input, pixels.
+        channels: channels of every pyramid level.
+        norm: ``"plain"`` batch norm; ``"sync"``, which the trainer synchronizes over processes; or
+            ``"frozen"``, where statistics and affine parameters stay as loaded, except in blocks
+            that an ImageNet ResNet does not have.
+        model_args: further arguments of the model.
+
+    Raises:
+        UserError: the model has no features of strides 4 to 32 in NCHW layout, or does not accept
+            an argument.
     """
 
     def __init__(
@@ -35,24 +48,9 @@ class PyramidBackbone(nn.Module):
         norm: Norm,
         model_args: Mapping[str, Any],
     ) -> None:
-        """Make the backbone.
-
-        Args:
-            name: a model of botvision or of timm.
-            image_size: side of the square input, pixels.
-            channels: of every pyramid level.
-            norm: ``"plain"`` batch norm, ``"sync"`` (the trainer synchronises it over processes),
-                or ``"frozen"`` (statistics and affine parameters stay as loaded, but for blocks
-                that an ImageNet ResNet does not have).
-            model_args: further options of the model.
-
-        Raises:
-            UserError: the model gives no pyramid of strides 4 to 32 in NCHW layout, or does not
-                know an option.
-        """
         super().__init__()
         if name in BOTNETS:
-            # An object keeps its size in cells, whatever the size of the picture around it.
+            # An object has the same size in cells on every canvas, and so the same distances.
             model_args = {"table_resize": "slice", **model_args}
         try:
             body: Any = create_model(
@@ -63,20 +61,26 @@ class PyramidBackbone(nn.Module):
                 **model_args,
             )
         except TypeError as error:
-            raise UserError(f"--model-args: {name} does not take {model_args} ({error})") from error
+            raise UserError(
+                f"{name} does not take {model_args} ({error})", parameter="model_args"
+            ) from error
         except (RuntimeError, AssertionError, IndexError) as error:
             raise UserError(
-                f"--model {name}: cannot be built with a feature pyramid of four levels ({error}); "
-                "give a convolutional or hierarchical model such as resnet50"
+                f"cannot be built with a feature pyramid of four levels ({error}); "
+                "give a convolutional or hierarchical model such as resnet50",
+                parameter="model",
+                value=name,
             ) from error
         strides = body.feature_info.reduction()
         if strides[0] != 4 or getattr(body, "output_fmt", "NCHW") != "NCHW":
             raise UserError(
-                f"--model {name}: gives features at strides {strides}, not from 4 on in NCHW "
-                "layout; give a convolutional model such as resnet50"
+                f"has features at strides {strides}, not from 4 on in NCHW layout; "
+                "give a convolutional model such as resnet50",
+                parameter="model",
+                value=name,
             )
         if norm == "frozen":
-            # Not in what an ImageNet ResNet lacks: zero scales would stay zero.
+            # Parts that an ImageNet ResNet lacks stay trainable: their zero scales would stay zero.
             new = {name: copy.deepcopy(body.get_submodule(name)) for name in new_parts(body)}
             body = freeze_batch_norm_2d(body)  # type: ignore[no-untyped-call]
             for name, part in new.items():
@@ -96,7 +100,7 @@ class PyramidBackbone(nn.Module):
         self.std: tuple[float, ...] = cfg.std
 
     def first_stages(self, count: int) -> list[nn.Module]:
-        """The modules of the body's first ``count`` stages: the stem, c2, c3, c4, c5.
+        """Return the modules of the body's first ``count`` stages: the stem, c2, c3, c4, c5.
 
         Raises:
             UserError: ``count`` is not within 0 to 5, or the body is not a sequence of stages.
@@ -105,11 +109,13 @@ class PyramidBackbone(nn.Module):
         children = dict(self.body.named_children())
         if not 0 <= count <= 5 or not children.keys() >= set(ends):
             raise UserError(
-                f"--freeze-stages {count}: give 0 to 5 (the stem, c2, c3, c4, c5), with a model "
-                "that is a sequence of stages, such as resnet50 or botnet50"
+                "give 0 to 5 (the stem, c2, c3, c4, c5), with a `model` that is a sequence of "
+                "stages, such as resnet50 or botnet50",
+                parameter="freeze_stages",
+                value=count,
             )
         names = list(children)
-        # The stem is all that comes before c2.
+        # The stem is everything before c2.
         stop = names.index(ends[0]) if count == 1 else names.index(ends[count - 2]) + 1
         return list(children.values())[:stop] if count else []
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN and Faster R-CNN from torchvision's parts, on a fixed square canvas."""
+"""Mask R-CNN and Faster R-CNN on a fixed square canvas, composed of torchvision's parts."""
 
 from __future__ import annotations
 
@@ -7,35 +7,43 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import (
-    FastRCNNConvFCHead,
-    FastRCNNPredictor,
-    TwoMLPHead,
-)
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import LevelMapper
 
 from botvision.config import DetectionTask, DetectorConfig, Norm
+from botvision.detection.anchors import Anchors
 from botvision.detection.backbone import PyramidBackbone
+from botvision.detection.heads import (
+    BoxPredictor,
+    MaskHead,
+    MaskPredictor,
+    PyramidRoIAlign,
+    RegionProposalNetwork,
+    RoIHeads,
+    RPNHead,
+)
+from botvision.errors import UserError
 
 Target = dict[str, Tensor]
+Detection = dict[str, Tensor]
 
 
 class FixedCanvas(nn.Module):
-    """Normalise, then pad with zeros on the right and at the bottom to a square of one size.
+    """Normalizes images and pads them with zeros, right and bottom, to squares of one size.
 
-    As the paper's code base: every image of every batch lies on the same canvas, so what the
-    attention sees never depends on the other images of the batch. Stands where torchvision has
-    its ``GeneralizedRCNNTransform``, without resizing: images come as large as they shall be seen.
+    As in the paper's code base, every image of every batch has the same canvas, so what the
+    attention sees never depends on the other images of the batch. It replaces torchvision's
+    ``GeneralizedRCNNTransform`` and does not resize: images come in at the size to be seen.
+
+    Args:
+        size: side of the canvas, pixels.
+        mean: mean of each color channel, for values in [0, 1].
+        std: standard deviation of each color channel, likewise.
     """
 
     def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Keep the side of the canvas in pixels, and the mean and std of pixels in [0, 1]."""
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
@@ -44,60 +52,120 @@ class FixedCanvas(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None] * 255, persistent=False)
 
     def forward(
-        self, images: list[Tensor], targets: list[Target] | None = None
+        self,
+        images: list[Tensor],
+        targets: list[Target] | None = None,
+        size: int | None = None,
     ) -> tuple[ImageList, list[Target] | None]:
-        """uint8 images (3, h, w), h and w at most ``size``, on a canvas (B, 3, size, size).
+        """Put images on canvases.
+
+        Args:
+            images: uint8 (3, h, w), with h and w at most ``size``.
+            targets: returned as they are.
+            size: side of the canvas, pixels; by default the module's own.
+
+        Returns:
+            The canvases (B, 3, size, size) with height and width of each image, and the targets.
 
         Raises:
             ValueError: an image is larger than the canvas.
         """
-        canvas = torch.zeros(
-            (len(images), 3, self.size, self.size), device=images[0].device
-        ).contiguous(memory_format=torch.channels_last)
+        size = self.size if size is None else size
+        shape = (len(images), 3, size, size)
+        canvas = torch.zeros(shape, device=images[0].device).contiguous(
+            memory_format=torch.channels_last
+        )
         for image, place in zip(images, canvas, strict=True):
             height, width = image.shape[-2:]
-            if max(height, width) > self.size:
-                raise ValueError(f"an image of {height}x{width} exceeds the canvas of {self.size}")
+            if max(height, width) > size:
+                raise ValueError(f"an image of {height}x{width} exceeds the canvas of {size}")
             place[:, :height, :width] = (image - self.mean) / self.std
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return ImageList(canvas, sizes), targets
 
     def postprocess(
-        self, result: list[Target], image_shapes: Any, original_image_sizes: Any
-    ) -> list[Target]:
-        """Leave boxes in canvas pixels and masks at 28x28: evaluation pastes them one by one."""
+        self, result: list[Detection], image_shapes: Any, original_image_sizes: Any
+    ) -> list[Detection]:
+        """Keep boxes in canvas pixels and masks at 28x28; evaluation pastes masks one by one."""
         return result
 
 
-class _Anchors(AnchorGenerator):  # type: ignore[misc]
-    """Anchors in float32: torchvision's are in the features' dtype.
+class Detector(GeneralizedRCNN):  # type: ignore[misc]
+    """Mask R-CNN or Faster R-CNN, see :func:`build_detector`.
 
-    In bf16 a side at 500 pixels would be off by up to 1 and at 1000 by up to 2, of anchors that
-    are a dozen pixels wide.
+    Args:
+        backbone: images (B, 3, S, S) -> pyramid levels by name.
+        rpn: proposes regions.
+        roi_heads: box head and, for Mask R-CNN, mask head.
+        transform: images -> canvases.
     """
 
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """One (anchors, 4) an image; of the maps only shape and device count."""
-        maps = [
-            level.new_empty((), dtype=torch.float32).expand(level.shape) for level in feature_maps
-        ]
-        anchors: list[Tensor] = super().forward(image_list, maps)
-        return anchors
+    backbone: PyramidBackbone
+    rpn: RegionProposalNetwork
+    roi_heads: RoIHeads
+    transform: FixedCanvas
 
+    @property
+    def image_size(self) -> int:
+        """Side of the canvas, pixels."""
+        return self.transform.size
 
-def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of boxes (n, 4) with boxes (m, 4), xyxy in float32: (n, m).
+    @property
+    def num_classes(self) -> int:
+        """Object classes, without the background."""
+        rows: int = self.roi_heads.box_predictor.cls_score.out_features
+        return rows - 1
 
-    torchvision's to the bit. That works on pairs of coordinates and takes 3 to 4 times as long on a
-    CPU, where all anchors with the objects of crowded images were a sixth of a training step.
-    """
-    left, top, right, bottom = boxes[:, None].unbind(-1)
-    lefts, tops, rights, bottoms = others.unbind(-1)
-    widths = torch.minimum(right, rights).sub_(torch.maximum(left, lefts)).clamp_(min=0)
-    heights = torch.minimum(bottom, bottoms).sub_(torch.maximum(top, tops)).clamp_(min=0)
-    intersection = widths.mul_(heights)
-    areas, other_areas = (right - left) * (bottom - top), (rights - lefts) * (bottoms - tops)
-    return intersection.div_((areas + other_areas).sub_(intersection))
+    @property
+    def has_masks(self) -> bool:
+        """Whether it is a Mask R-CNN."""
+        masks: bool = self.roi_heads.has_mask()
+        return masks
+
+    def forward(
+        self,
+        images: list[Tensor],
+        targets: list[Target] | None = None,
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        canvas_size: int | None = None,
+    ) -> dict[str, Tensor] | list[Detection]:
+        """Compute the losses in training mode, detect in evaluation mode.
+
+        The keyword arguments hold for this call and for detections only; nothing about the module
+        changes. By default they are the detector's own.
+
+        Args:
+            images: uint8 (3, h, w), h and w at most the canvas size.
+            targets: in training, per image ``boxes`` (n, 4) float32, xyxy in pixels of the image,
+                ``labels`` (n,) int64 from 1 on and, for Mask R-CNN, ``masks`` (n, h, w) uint8.
+            score_threshold: lowest score of a detection.
+            max_detections: maximum detections per image.
+            canvas_size: side of the square canvas, pixels; a multiple of 64 if it is not the
+                detector's ``image_size``.
+
+        Returns:
+            In training the losses by name. Otherwise, per image and best first, ``boxes`` (n, 4)
+            float32, xyxy in pixels of the image as it came in, ``labels`` (n,) int64, ``scores``
+            (n,) float32 and, for Mask R-CNN, ``masks`` (n, 1, 28, 28), probabilities inside the
+            box.
+        """
+        if self.training:
+            losses: dict[str, Tensor] = super().forward(images, targets)
+            return losses
+        canvases, _ = self.transform(images, size=canvas_size)
+        features = self.backbone(canvases.tensors)
+        proposals, _ = self.rpn(canvases, features)
+        detections: list[Detection]
+        detections, _ = self.roi_heads(
+            features,
+            proposals,
+            canvases.image_sizes,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+        )
+        return detections
 
 
 def build_detector(
@@ -109,120 +177,117 @@ def build_detector(
     norm: Norm = "plain",
     config: DetectorConfig | None = None,
     model_args: Mapping[str, Any] | None = None,
-) -> MaskRCNN | FasterRCNN:
-    """Mask R-CNN (``task="segmentation"``) or Faster R-CNN (``"detection"``) on p2 to p6.
+    box_head: nn.Module | None = None,
+) -> Detector:
+    """Build a Mask R-CNN (``task="segmentation"``) or Faster R-CNN (``"detection"``) on p2 to p6.
 
     Args:
-        model: backbone, a name of botvision or of timm.
+        model: name of the backbone, a model of botvision or timm.
         num_classes: object classes, without the background.
         image_size: side of the square input, pixels; a multiple of 32.
         task: with or without masks.
         norm: batch norm of the backbone and the pyramid, see :class:`PyramidBackbone`.
-        config: the detector's numbers; the paper's code base's by default.
-        model_args: further options of the backbone.
-
-    Returns:
-        A module that in training takes uint8 images (3, h, w) and torchvision's targets and gives
-        its dict of losses, and otherwise gives per image ``boxes`` (n, 4) xyxy in pixels of the
-        image as it came in, ``labels`` (n,), ``scores`` (n,) and ``masks`` (n, 1, 28, 28),
-        probabilities inside the box.
+        config: settings of the detector; by default those of the paper's code base.
+        model_args: further arguments of the backbone.
+        box_head: replaces the box head that ``config`` describes; a module that turns regions
+            (N, fpn_channels, 7, 7) into features (N, width) of any width.
 
     Raises:
-        UserError: the backbone gives no feature pyramid.
+        UserError: the backbone has no feature pyramid, or ``box_head`` does not return (N, width).
     """
     config = config or DetectorConfig()
     backbone = PyramidBackbone(
         model, image_size, channels=config.fpn_channels, norm=norm, model_args=model_args or {}
     )
-    anchors = _Anchors(
+    # The order in which the parts are made decides which random weights each of them draws.
+    if box_head is None:
+        box_head, box_width = _box_head(config), config.box_head_dim
+    else:
+        box_width = _output_width(box_head, config.fpn_channels)
+    rpn = _region_proposal_network(config)
+    roi_heads = RoIHeads(
+        PyramidRoIAlign(backbone.strides, 7),
+        box_head,
+        BoxPredictor(box_width, num_classes + 1),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=config.roi_samples,
+        positive_fraction=0.25,
+        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        score_thresh=config.score_threshold,
+        nms_thresh=config.nms_threshold,
+        detections_per_img=config.max_detections,
+        **(_mask_branch(config, backbone.strides, num_classes) if task == "segmentation" else {}),
+    )
+    transform = FixedCanvas(image_size, backbone.mean, backbone.std)
+    return Detector(backbone, rpn, roi_heads, transform)
+
+
+def _region_proposal_network(config: DetectorConfig) -> RegionProposalNetwork:
+    anchors = Anchors(
         tuple((size,) for size in config.anchor_sizes),
         (tuple(config.anchor_ratios),) * len(config.anchor_sizes),
     )
-    channels = config.fpn_channels
-    head_norm = nn.BatchNorm2d if config.head_norm else None
-    box_head: nn.Module = TwoMLPHead(channels * 7 * 7, config.box_head_dim)
-    if config.box_convs:
-        convs = [channels] * config.box_convs
-        box_head = FastRCNNConvFCHead((channels, 7, 7), convs, [config.box_head_dim], head_norm)
-    parts: dict[str, Any] = {
-        "rpn_anchor_generator": anchors,
-        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0], config.rpn_convs),
-        "rpn_pre_nms_top_n_train": config.rpn_pre_nms[0],
-        "rpn_pre_nms_top_n_test": config.rpn_pre_nms[1],
-        "rpn_post_nms_top_n_train": config.rpn_post_nms[0],
-        "rpn_post_nms_top_n_test": config.rpn_post_nms[1],
-        "rpn_batch_size_per_image": config.rpn_samples,
-        "box_roi_pool": _roi_align(backbone.strides, 7),
-        "box_head": box_head,
-        "box_predictor": FastRCNNPredictor(config.box_head_dim, num_classes + 1),
-        "box_batch_size_per_image": config.roi_samples,
-        "box_score_thresh": config.score_threshold,
-        "box_nms_thresh": config.nms_threshold,
-        "box_detections_per_img": config.max_detections,
-    }
-    if task == "segmentation":
-        convs = [config.mask_channels] * config.mask_convs
-        heads = MaskRCNNHeads(channels, convs, 1, head_norm)
-        predictor = MaskRCNNPredictor(config.mask_channels, config.mask_channels, num_classes + 1)
-        if not config.head_norm:  # whose batch statistics the zeros would change
-            rows = _FullRows()
-            heads.register_forward_pre_hook(rows.fill)
-            predictor.register_forward_hook(rows.cut)
-        detector: MaskRCNN | FasterRCNN = MaskRCNN(
-            backbone,
-            mask_roi_pool=_roi_align(backbone.strides, 14),
-            mask_head=heads,
-            mask_predictor=predictor,
-            **parts,
-        )
-    else:
-        detector = FasterRCNN(backbone, **parts)
-    detector.rpn.box_similarity = box_iou
-    detector.transform = FixedCanvas(image_size, backbone.mean, backbone.std)
-    # torchvision decodes boxes in the dtype of what the heads give: in bf16 a coordinate of 1000
-    # pixels would be off by up to 2, and a thin proposal without width makes the loss NaN.
-    detector.rpn.head.register_forward_hook(_in_float32)
-    detector.roi_heads.box_predictor.register_forward_hook(_in_float32)
-    return detector
-
-
-def _in_float32(
-    module: nn.Module, inputs: Any, outputs: tuple[Any, ...]
-) -> tuple[Tensor | list[Tensor], ...]:
-    """Scores and box deltas, lists of them for the proposal head, in float32 under autocast."""
-    return tuple(
-        [level.float() for level in part] if isinstance(part, list) else part.float()
-        for part in outputs
+    per_location = anchors.num_anchors_per_location()[0]
+    return RegionProposalNetwork(
+        anchors,
+        RPNHead(config.fpn_channels, per_location, config.rpn_convs),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=config.rpn_samples,
+        positive_fraction=0.5,
+        pre_nms_top_n=dict(zip(("training", "testing"), config.rpn_pre_nms, strict=True)),
+        post_nms_top_n=dict(zip(("training", "testing"), config.rpn_post_nms, strict=True)),
+        nms_thresh=0.7,
     )
 
 
-class _FullRows:
-    """Fills the mask head's batch of regions up to a multiple with zeros, and cuts its output.
-
-    The number of regions differs from step to step, and on a CPU every new number costs the
-    compilation of each convolution's kernels, forward and backward: up to 0.4 s apiece.
-    """
-
-    multiple = 64
-
-    def __init__(self) -> None:
-        self.regions = 0
-
-    def fill(self, head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        self.regions = len(args[0])
-        return (nn.functional.pad(args[0], (0,) * 7 + (-self.regions % self.multiple,)),)
-
-    def cut(self, predictor: nn.Module, args: tuple[Tensor], logits: Tensor) -> Tensor:
-        return logits[: self.regions]
+def _box_head(config: DetectorConfig) -> nn.Module:
+    channels, width = config.fpn_channels, config.box_head_dim
+    head: nn.Module
+    if config.box_convs:
+        norm = nn.BatchNorm2d if config.head_norm else None
+        head = FastRCNNConvFCHead((channels, 7, 7), [channels] * config.box_convs, [width], norm)
+    else:
+        head = TwoMLPHead(channels * 7 * 7, width)
+    return head
 
 
-def _roi_align(strides: list[int], output_size: int) -> MultiScaleRoIAlign:
-    """RoIAlign over p2 to p5 with the pyramid's true strides.
+def _mask_branch(
+    config: DetectorConfig, strides: list[int], num_classes: int
+) -> dict[str, nn.Module]:
+    channels = config.mask_channels
+    convs = [channels] * config.mask_convs
+    head: nn.Module
+    predictor: nn.Module
+    if config.head_norm:
+        head = MaskRCNNHeads(config.fpn_channels, convs, 1, nn.BatchNorm2d)
+        predictor = MaskRCNNPredictor(channels, channels, num_classes + 1)
+    else:
+        head = MaskHead(config.fpn_channels, convs, 1)
+        predictor = MaskPredictor(channels, channels, num_classes + 1)
+    roi_pool = PyramidRoIAlign(strides, 14)
+    return {"mask_roi_pool": roi_pool, "mask_head": head, "mask_predictor": predictor}
 
-    torchvision infers them from the unpadded size of the first images that it sees, which on a
-    padded canvas gives wrong scales.
-    """
-    pool = MultiScaleRoIAlign([str(i) for i in range(len(strides))], output_size, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in strides]
-    pool.map_levels = LevelMapper(k_min=2, k_max=len(strides) + 1)
-    return pool
+
+def _output_width(box_head: nn.Module, channels: int) -> int:
+    """Width of what the head returns for two regions of zeros; its modes stay as they are."""
+    modes = {part: part.training for part in box_head.modules()}
+    device = next((p.device for p in box_head.parameters()), None)
+    shape = (2, channels, 7, 7)
+    box_head.eval()
+    try:
+        with torch.no_grad():
+            output = box_head(torch.zeros(shape, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"does not run on {shape} ({reason})", parameter="box_head") from error
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"returns {got} for regions {shape}; return features (N, width)", parameter="box_head"
+        )
+    return output.shape[1]

@@ -1,121 +1,120 @@
-"""What a detector finds in whole images: every view of them, brought together."""
+"""Inference on whole images: all augmented views of an image, merged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.models.detection import FasterRCNN
 from torchvision.ops import batched_nms
 
 from botvision.data.transforms import CropResizeFlip
+from botvision.detection.detector import Detection, Detector
 from botvision.detection.tta import TTA
 from botvision.errors import UserError
-
-Detection = dict[str, Tensor]
 
 # A box within this share of its tile's side of the tile's border may be the rest of an object that
 # the border cuts: where exactly its edge lies is the detector's guess.
 _BORDER = 1 / 64
 
 
-def limit_detections(
-    detector: FasterRCNN, score_threshold: float, max_detections: int | None
-) -> None:
-    """Set from which score on, and how many, detections are kept of an image and of each view.
+def check_limits(score_threshold: float | None, max_detections: int | None) -> None:
+    """Check the settings of :func:`detect` before there is an image to detect on.
 
     Raises:
-        UserError: a threshold outside [0, 1], or less than one detection; None leaves the
-            detector's own number.
+        UserError: a threshold outside [0, 1], or fewer than one detection.
     """
-    if not 0 <= score_threshold <= 1:
-        raise UserError(f"--score-threshold {score_threshold:g}: give a number from 0 to 1")
-    if max_detections is not None:
-        if max_detections < 1:
-            raise UserError(f"--max-detections {max_detections}: give at least 1")
-        detector.roi_heads.detections_per_img = max_detections
-    detector.roi_heads.score_thresh = score_threshold
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        raise UserError(
+            "give a number from 0 to 1", parameter="score_threshold", value=f"{score_threshold:g}"
+        )
+    if max_detections is not None and max_detections < 1:
+        raise UserError("give at least 1", parameter="max_detections", value=max_detections)
 
 
 @torch.inference_mode()
 def detect(
-    detector: FasterRCNN,
+    detector: Detector,
     images: Sequence[Image.Image],
-    views: TTA,
     *,
+    score_threshold: float | None = None,
+    max_detections: int | None = None,
+    tta: TTA = TTA(),  # noqa: B008, it is frozen
     batch_size: int = 1,
 ) -> list[Detection]:
-    """What is found in each image, the best first.
+    """Detect objects in images; the detector stays as it is.
 
-    The findings of several views go through one more non-maximum suppression, class by class, at
-    the detector's own threshold. Of a tile those are left out that touch one of its borders inside
-    the image: a neighbour or the whole image shows more of the object.
+    Detections of several views go through one more non-maximum suppression per class, at the
+    detector's own threshold. Those of a tile that touch a border of it inside the image are left
+    out, because a neighboring tile or the whole image shows more of the object.
 
     Args:
-        detector: in eval mode. How many detections it keeps of an image, and from which score on,
-            holds for each view and for what they give together.
+        detector: in eval mode.
         images: RGB, of any size.
-        views: how each image is looked at.
-        batch_size: views that are on the device at once.
+        score_threshold: lowest score of a detection; by default the detector's own.
+        max_detections: maximum detections per view, and per image; by default the detector's own.
+        tta: test-time augmentation; by default the whole image once.
+        batch_size: augmented views on the device at once.
 
     Returns:
-        For each image, on the CPU, ``boxes`` (n, 4) float64, xyxy in pixels of the image,
-        ``labels`` (n,) int64, ``scores`` (n,) float32, and of a segmentation model ``masks``
-        (n, 1, 28, 28), probabilities inside the box in the precision that the model ran in.
+        Per image, on the CPU, best first, ``boxes`` (n, 4) float64, xyxy in pixels of the image,
+        ``labels`` (n,) int64, ``scores`` (n,) float32 and, with masks, ``masks`` (n, 1, 28, 28),
+        probabilities inside the box in the precision that the model ran in.
 
     Raises:
-        UserError: the backbone takes no larger canvas than its own, which a scale calls for.
+        UserError: a threshold outside [0, 1], fewer than one detection, or a scale that needs a
+            larger canvas than the backbone supports.
     """
+    check_limits(score_threshold, max_detections)
     device = next(detector.parameters()).device
+    own_size = detector.image_size
     found: list[list[Detection]] = [[] for _ in images]
-    seen = [(i, view) for i, image in enumerate(images) for view in views.of(*image.size)]
     by_canvas: dict[int, list[tuple[int, CropResizeFlip]]] = {}
-    for i, view in seen:
-        by_canvas.setdefault(_canvas(detector, view), []).append((i, view))
-    for canvas, group in by_canvas.items():
-        for first in range(0, len(group), batch_size):
-            batch = group[first : first + batch_size]
+    for i, image in enumerate(images):
+        for view in tta.views(*image.size, own_size):
+            by_canvas.setdefault(_canvas_size(view, own_size), []).append((i, view))
+    for canvas_size, views in by_canvas.items():
+        for first in range(0, len(views), batch_size):
+            batch = views[first : first + batch_size]
             pixels = [view.image(images[i]).to(device) for i, view in batch]
-            for (i, view), detection in zip(batch, _run(detector, pixels, canvas), strict=True):
+            try:
+                detections: list[Detection] = detector(
+                    pixels,
+                    score_threshold=score_threshold,
+                    max_detections=max_detections,
+                    canvas_size=canvas_size,
+                )
+            except (RuntimeError, AssertionError) as error:
+                if canvas_size == own_size:
+                    raise
+                raise _canvas_error(canvas_size, own_size, error) from error
+            for (i, view), detection in zip(batch, detections, strict=True):
                 found[i].append(_in_image(detection, view, images[i].size))
     heads = detector.roi_heads
-    return [_merged(parts, heads.nms_thresh, heads.detections_per_img) for parts in found]
+    limit = heads.detections_per_img if max_detections is None else max_detections
+    return [_merged(parts, heads.nms_thresh, limit) for parts in found]
 
 
-def _canvas(detector: FasterRCNN, view: CropResizeFlip) -> int:
-    """The detector's own canvas, or the next multiple of 64 on which a larger view lies.
+def _canvas_size(view: CropResizeFlip, own_size: int) -> int:
+    """The detector's own size, or for a larger view the next multiple of 64.
 
-    Of 64, not 32: torchvision takes p6's stride for the canvas over its cells, rounded down.
+    Of 64, not 32: torchvision computes the stride of p6 as the canvas over its cells, rounded down.
     """
-    own: int = detector.transform.size
     side = max(view.height, view.width)
-    return own if side <= own else -(-side // 64) * 64
+    return own_size if side <= own_size else -(-side // 64) * 64
 
 
-def _run(detector: FasterRCNN, pixels: list[Tensor], canvas: int) -> list[Detection]:
-    transform: Any = detector.transform
-    own = transform.size
-    transform.size = canvas
-    try:
-        detections: list[Detection] = detector(pixels)
-    except (RuntimeError, AssertionError) as error:
-        if canvas == own:
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--scales: the model does not run on {canvas}x{canvas} pixels instead of its "
-            f"{own}x{own} ({reason}); give smaller scales"
-        ) from error
-    finally:
-        transform.size = own
-    return detections
+def _canvas_error(canvas_size: int, own_size: int, error: Exception) -> UserError:
+    reason = str(error).strip().partition("\n")[0]
+    return UserError(
+        f"the model does not run on {canvas_size}x{canvas_size} pixels instead of its "
+        f"{own_size}x{own_size} ({reason}); give smaller scales",
+        parameter="scales",
+    )
 
 
 def _in_image(detection: Detection, view: CropResizeFlip, size: tuple[int, int]) -> Detection:
-    """A view's detections in pixels of the image, whose width and height are ``size``."""
+    """Move a view's detections to pixels of the image, whose width and height are ``size``."""
     found = {name: value.cpu() for name, value in detection.items()}
     boxes = found["boxes"].double()
     if view.flip:
@@ -136,7 +135,7 @@ def _in_image(detection: Detection, view: CropResizeFlip, size: tuple[int, int])
 
 
 def _merged(parts: list[Detection], nms_threshold: float, limit: int) -> Detection:
-    """Several views' detections as one; those of a single view as they are."""
+    """Merge the detections of several views; those of a single view stay as they are."""
     if len(parts) == 1:
         return parts[0]
     found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

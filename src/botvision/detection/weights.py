@@ -1,4 +1,4 @@
-"""What a detector starts from: a backbone, an earlier run, or torchvision's COCO detectors."""
+"""Initial weights of a detector: a backbone's, an earlier run's, or torchvision's COCO weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from urllib.error import URLError
 import torchvision
 from safetensors import safe_open
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN
 
+from botvision.detection.detector import Detector
 from botvision.errors import UserError
 from botvision.models.ablations import new_parts
 from botvision.models.weights import WeightsReport, load_tensors, read_weights, weights_file
@@ -43,7 +43,14 @@ _BY_CLASS = (
 
 @dataclass(frozen=True)
 class DetectorWeightsReport:
-    """What became of a detector's weights: its tensors, and its classes by name."""
+    """What was loaded into a detector.
+
+    Attributes:
+        tensors: tensors loaded, new and ignored.
+        kept: names of the classes that keep the weights of the file.
+        new: names of the classes that the file does not have.
+        unused: names of the classes of the file that the detector does not have.
+    """
 
     tensors: WeightsReport
     kept: list[str]
@@ -51,7 +58,6 @@ class DetectorWeightsReport:
     unused: list[str]
 
     def __str__(self) -> str:
-        """Say it in short lines."""
         lines = [str(self.tensors), f"  classes known to it: {', '.join(self.kept) or 'none'}"]
         if self.new:
             lines.append(f"  new classes, drawn at random: {', '.join(self.new)}")
@@ -61,21 +67,25 @@ class DetectorWeightsReport:
 
 
 def load_detector_weights(
-    detector: FasterRCNN, source: str | Path, classes: Sequence[str]
+    detector: Detector, source: str | Path, classes: Sequence[str]
 ) -> WeightsReport | DetectorWeightsReport:
-    """Load what ``source`` has into a detector.
+    """Load the weights of ``source`` into a detector.
 
-    A backbone goes into the body alone, see :func:`load_weights`. A detector goes everywhere: the
-    predictors' rows of the classes that it knows by name are kept, those of others stay as drawn.
-    A BoTNet takes all but the attention from a ResNet's detector, and a Mask R-CNN all but the mask
-    branch from a Faster R-CNN's.
+    Weights of a backbone are loaded into the body only, see :func:`load_weights`. Weights of a
+    detector are loaded everywhere. Rows of the predictors are matched by the names of the classes;
+    rows of other classes keep their random weights. Everything but the attention of a BoTNet can
+    come from a detector with a ResNet, and everything but the mask branch of a Mask R-CNN from a
+    Faster R-CNN.
 
     Args:
-        detector: of ``build_detector``.
-        source: a run folder or its ``best.safetensors``; a file of a backbone, or of torchvision's
-            ``maskrcnn_resnet50_fpn`` or its like; one of those names, whose COCO weights are then
-            fetched; or a name of timm, whose ImageNet weights are.
+        detector: the detector to load into.
+        source: a run folder or its ``best.safetensors``; a file of a backbone, or of a torchvision
+            detector such as ``maskrcnn_resnet50_fpn``; the name of such a detector, whose COCO
+            weights are downloaded; or a name of timm, whose ImageNet weights are downloaded.
         classes: names of the detector's classes, in the order of its labels.
+
+    Returns:
+        What was loaded; for a backbone without the classes.
 
     Raises:
         UserError: no such file or name, no network, or weights of another architecture.
@@ -102,8 +112,10 @@ def load_detector_weights(
         report = load_tensors(detector, tensors, file, may_be_new=may_be_new)
     except UserError as error:
         differing = _differing_settings(own, tensors)
-        hint = f"; it was trained with {' '.join(differing)}" if differing else ""
-        raise UserError(f"{error}{hint}") from error
+        hint = f"; it was trained with {', '.join(differing)}" if differing else ""
+        raise UserError(
+            f"{error.message}{hint}", parameter=error.parameter, value=error.value
+        ) from error
     return DetectorWeightsReport(
         report,
         kept=[name for name in classes if name in names],
@@ -113,21 +125,23 @@ def load_detector_weights(
 
 
 def _published(name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Classes and COCO weights of one of torchvision's detectors, from its cache or fetched."""
+    """Classes and COCO weights of a torchvision detector, from its cache or downloaded."""
     weights: Any = torchvision.models.get_model_weights(name).DEFAULT
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError) as error:
         raise UserError(
-            f"--weights {name}: its weights could not be fetched ({error}); get the file "
-            f"{Path(weights.url).name} elsewhere and give its path"
+            f"could not be downloaded ({error}); get the file {Path(weights.url).name} elsewhere "
+            "and give its path",
+            parameter="weights",
+            value=name,
         ) from error
     file = Path(weights.url).name
     return tuple(weights.meta["categories"][1:]), _with_epsilon(tensors, file)
 
 
 def _class_names(file: Path, tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """Names of the classes in a detector's file; none if it does not say."""
+    """Names of the classes in a detector's file; none if the file does not name them."""
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             card = json.loads((opened.metadata() or {}).get("botvision", "{}"))
@@ -145,14 +159,14 @@ def _renamed(name: str) -> str:
 
 
 def _with_epsilon(tensors: dict[str, Tensor], file: str) -> dict[str, Tensor]:
-    """The same function for batch norms that add an epsilon to the variance, as ours do."""
+    """Adapt variances to batch norms that add an epsilon to them, as ours do."""
     if _NO_EPSILON not in file:
         return tensors
     return {n: t - _EPSILON if n.endswith("running_var") else t for n, t in tensors.items()}
 
 
 def _with_rows(own: Tensor, theirs: Tensor, rows: dict[int, int], classes: int) -> Tensor:
-    """``own`` with the rows of the background and of the classes ``rows`` (their label: ours)."""
+    """``own`` with their rows of the background and of the classes ``rows`` (their label: ours)."""
     per_class = len(own) // (classes + 1)
     if own.shape[1:] != theirs.shape[1:] or len(theirs) % per_class:
         return theirs
@@ -164,9 +178,9 @@ def _with_rows(own: Tensor, theirs: Tensor, rows: dict[int, int], classes: int) 
 
 
 def _differing_settings(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
-    """Options of `botvision train` that the tensors of a detector imply and ``own`` contradict."""
+    """Parameters whose values in a detector's tensors differ from those in ``own``."""
     wanted, given = _settings(tensors), _settings(own)
-    return [f"--{name} {value}" for name, value in wanted.items() if given[name] != value]
+    return [f"`{name}` {value}" for name, value in wanted.items() if given[name] != value]
 
 
 def _settings(tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -179,7 +193,7 @@ def _settings(tensors: dict[str, Tensor]) -> dict[str, str]:
     norm = any(name.startswith("backbone.fpn.inner_blocks.0.1.") for name in tensors)
     heads = ("roi_heads.box_head.0.1.", "roi_heads.mask_head.0.1.")
     settings = {
-        # Of batch norm the file cannot tell plain from synchronised.
+        # A file does not tell plain from synchronized batch norm.
         "norm": "plain" if norm else "frozen",
         "detector.fpn_channels": size("backbone.fpn.layer_blocks.0.0.weight", 0),
         "detector.rpn_convs": convolutions(r"rpn\.head\.conv\.(\d+)\.0\.weight"),

@@ -1,0 +1,128 @@
+"""torchvision's proposal network and heads, with the few changes that this detector needs.
+
+Each class is a small subclass of the torchvision class that it is named after, with the same
+constructor and the same names of parameters, so torchvision's weights fit. To change a head, write
+another subclass, or give :func:`~botvision.detection.build_detector` a ``box_head``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import faster_rcnn, mask_rcnn, roi_heads, rpn
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from botvision.detection.anchors import box_iou
+
+# Boxes are decoded in the dtype of the deltas. In bf16 a coordinate of 1000 pixels would be off by
+# up to 2, and a proposal of no width makes the loss NaN. Hence `RPNHead` and `BoxPredictor`.
+
+
+class RPNHead(rpn.RPNHead):  # type: ignore[misc]
+    """Proposal head with float32 outputs, also under autocast."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return objectness logits and box deltas, one tensor of each per pyramid level."""
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+class RegionProposalNetwork(rpn.RegionProposalNetwork):  # type: ignore[misc]
+    """Proposal network that matches anchors to objects with our :func:`box_iou`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.box_similarity = box_iou
+
+
+class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
+    """RoIAlign over p2 to p5 that knows the strides of the pyramid.
+
+    torchvision infers the strides from the unpadded size of the first images that it sees. On a
+    padded canvas that gives wrong scales.
+
+    Args:
+        strides: stride of each level, in pixels.
+        output_size: side of the pooled regions, in cells.
+    """
+
+    def __init__(self, strides: Sequence[int], output_size: int) -> None:
+        super().__init__([str(i) for i in range(len(strides))], output_size, sampling_ratio=2)
+        self.scales = [1 / stride for stride in strides]
+        self.map_levels = LevelMapper(k_min=2, k_max=len(strides) + 1)
+
+
+class BoxPredictor(faster_rcnn.FastRCNNPredictor):  # type: ignore[misc]
+    """Box predictor with float32 outputs, also under autocast."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, width) -> class logits (N, classes + 1) and box deltas (N, 4 * (classes + 1))."""
+        logits, deltas = super().forward(x)
+        return logits.float(), deltas.float()
+
+
+class PaddedRows(nn.Module):
+    """Mixin: pads the batch with rows of zeros to a multiple of 64 and cuts them off the output.
+
+    The number of regions differs from step to step. On a CPU every new number costs the compilation
+    of the kernels of each convolution, forward and backward, which takes up to 0.4 s per kernel.
+    Not for modules with batch norm, whose statistics the zeros would change.
+    """
+
+    multiple = 64
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (N, ...), what the other base class computes."""
+        rows = len(x)
+        padding = (0, 0) * (x.ndim - 1) + (0, -rows % self.multiple)
+        output: Tensor = super().forward(F.pad(x, padding))
+        return output[:rows]
+
+
+class MaskHead(PaddedRows, mask_rcnn.MaskRCNNHeads):  # type: ignore[misc]
+    """Convolutions of the mask branch, on a padded batch of regions."""
+
+
+class MaskPredictor(PaddedRows, mask_rcnn.MaskRCNNPredictor):  # type: ignore[misc]
+    """Upsampling and mask logits per class, on a padded batch of regions."""
+
+
+class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]
+    """Box and mask heads whose score threshold and number of detections can be set per call."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Run the heads on the proposals.
+
+        Args:
+            features: pyramid levels by name, each (B, channels, h, w).
+            proposals: boxes (n, 4) per image, xyxy in pixels.
+            image_shapes: height and width of each image on the canvas.
+            targets: in training, torchvision's: ``boxes``, ``labels`` and ``masks`` per image.
+            score_threshold: lowest score of a detection; by default the heads' own.
+            max_detections: maximum detections per image; by default the heads' own.
+
+        Returns:
+            Detections per image, empty in training, and the losses, empty in evaluation.
+        """
+        heads = copy.copy(self)  # with the same weights
+        if score_threshold is not None:
+            heads.score_thresh = score_threshold
+        if max_detections is not None:
+            heads.detections_per_img = max_detections
+        result: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+        result = super(RoIHeads, heads).forward(features, proposals, image_shapes, targets)
+        return result
