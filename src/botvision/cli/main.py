@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import traceback
@@ -12,9 +11,9 @@ from typing import Any
 from jsonargparse import Namespace
 
 import botvision
+from botvision.cli import bench
 from botvision.cli.parsers import (
     Parser,
-    bench_parser,
     demo_parser,
     doctor_parser,
     eval_parser,
@@ -61,18 +60,6 @@ def _models(parser: Parser, arguments: Sequence[str]) -> None:
     show_models(as_json=options["json"])
 
 
-def _bench(parser: Parser, arguments: Sequence[str]) -> None:
-    options = _options(parser, arguments)
-    # The profiler that counts memory on the CPU would print its own start and stop.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from botvision.bench.run import bench_attention, bench_data, bench_model
-
-    run: dict[str, Callable[..., object]]
-    run = {"attention": bench_attention, "model": bench_model, "data": bench_data}
-    name = options["benchmark"]
-    run[name](**options[name])
-
-
 def _doctor(parser: Parser, arguments: Sequence[str]) -> None:
     _options(parser, arguments)
     from botvision.cli.doctor import doctor
@@ -102,7 +89,11 @@ COMMANDS: dict[str, Command] = {
     "eval": (eval_parser, _eval, "RUN DATA: COCO metrics or accuracy of a run"),
     "predict": (predict_parser, _predict, "RUN IMAGE...: masks, boxes and names, or the class"),
     "models": (models_parser, _models, "the paper's models and their figures"),
-    "bench": (bench_parser, _bench, "attention layers, models or reading images, timed here"),
+    "bench": (
+        bench.bench_parser,
+        bench.run,
+        "attention layers, models or reading images, timed here",
+    ),
     "doctor": (doctor_parser, _doctor, "is everything installed as it should be?"),
     "demo": (demo_parser, _demo, "train, evaluate and draw on built-in data, in minutes"),
 }
@@ -126,6 +117,12 @@ def _usage() -> str:
             EPILOG,
         ]
     )
+
+
+def _with_options(parser: Parser, arguments: Sequence[str]) -> Parser:
+    """The parser that has the options: that of the subcommand, such as ``bench model``, if any."""
+    subcommands = parser._subcommands_action
+    return parser if subcommands is None else subcommands.choices[arguments[0]]
 
 
 def _with_flags(error: UserError, parser: Parser) -> str:
@@ -169,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"botvision {args[0]}: error: {_with_flags(error, parser)}", file=sys.stderr)
+        line = _with_flags(error, _with_options(parser, args[1:]))
+        print(f"botvision {args[0]}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -16,9 +16,7 @@ from botvision.config import (
     DetectionConfig,
     DetectorConfig,
     Device,
-    Dtype,
     MaskFormat,
-    Mode,
     Precision,
     TableResize,
     TrainConfig,
@@ -248,113 +246,6 @@ def models_parser() -> Parser:
     parser = Parser(description="The paper's models: parameters, multiply-adds, published figures.")
     parser.add_argument("--json", action="store_true", help="for other programs")
     return parser
-
-
-def bench_parser() -> Parser:
-    """``botvision bench``."""
-    parser = Parser(description="Measure time and memory on this machine.")
-    subcommands = parser.add_subcommands(required=True, dest="benchmark")
-    for name, make, text in (
-        ("attention", _bench_attention_parser, "every implementation, timm's, and a convolution"),
-        ("model", _bench_model_parser, "whole models"),
-        ("data", _bench_data_parser, "reading and augmenting images"),
-    ):
-        subparser = make()
-        subcommands.add_subcommand(name, subparser, help=text)
-        subparser.prog = f"botvision bench {name}"
-    return parser
-
-
-def _bench_attention_parser() -> Parser:
-    parser = Parser(
-        description="One attention layer: every implementation, timm's layer with the same "
-        "weights, attention without positions, and the 3x3 convolution that it replaces."
-    )
-    parser.add_argument(
-        "--sizes",
-        type=str,
-        nargs="+",
-        default=["7", "14", "20", "24", "32", "40", "64", "80", "50x84"],
-        help="maps, in cells: a side, or HEIGHTxWIDTH",
-    )
-    parser.add_argument("--dim", type=int, default=512, help="channels in and out")
-    parser.add_argument("--heads", type=int, default=4, help="attention heads")
-    parser.add_argument(
-        "--batch-size", type=int, help="by default 2048 cells' worth, from 1 to 8 images"
-    )
-    parser.add_argument(
-        "--impl", type=str, nargs="+", help="implementations; by default all that run on the device"
-    )
-    _add_bench(parser, seconds=5.0, precision=["32", "bf16"], mode=["forward", "train"])
-    parser.add_argument("--plot", type=Path, help="draw time and memory over cells: FILE.png")
-    return parser
-
-
-def _bench_model_parser() -> Parser:
-    parser = Parser(description="Whole models, run in turn; the first is what others compare to.")
-    parser.add_argument(
-        "names",
-        type=str,
-        nargs="*",
-        default=["resnet50", "botnet50"],
-        metavar="NAME[@PX]",
-        help="models of botvision or timm, at PX pixels instead of --image-size",
-    )
-    parser.add_argument("--image-size", type=int, default=224, help="side of the images, pixels")
-    parser.add_argument("--batch-size", type=int, default=1, help="images a run")
-    _add_bench(parser, seconds=20.0, precision=["32"], mode=["forward"])
-    return parser
-
-
-def _bench_data_parser() -> Parser:
-    parser = Parser(
-        description="Images a second that one process on one core reads and augments, beside "
-        "decoding and resizing them alone and, for COCO-format data, torchvision's transforms."
-    )
-    parser.add_argument("data", type=str, help="what train takes")
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        help="side of what comes out, pixels; by default 224, of COCO-format data 1024",
-    )
-    parser.add_argument("--images", type=int, default=256, help="of the training split")
-    parser.add_argument(
-        "--policy",
-        type=str,
-        default="rand-m10-n2-p1",
-        help="of a classifier: augmentation, in timm's words",
-    )
-    parser.add_argument(
-        "--jitter",
-        type=tuple[float, float],
-        default=(0.1, 2.0),
-        help="of COCO-format data: range of the scale of large-scale jitter",
-    )
-    parser.add_argument("--seconds", type=float, default=20.0, help="to spend")
-    parser.add_argument("--json", type=Path, help="write the rows to FILE")
-    return parser
-
-
-def _add_bench(parser: Parser, *, seconds: float, precision: list[str], mode: list[str]) -> None:
-    parser.add_argument(
-        "--precision", type=Dtype, nargs="+", default=precision, help="one or more; 32 is no TF32"
-    )
-    parser.add_argument(
-        "--mode",
-        type=Mode,
-        nargs="+",
-        default=mode,
-        help="one or both: inference, or a forward and backward pass",
-    )
-    parser.add_argument("--seconds", type=float, default=seconds, help="to spend on each row")
-    parser.add_argument("--compile", action="store_true", help="everything by torch.compile")
-    parser.add_argument(
-        "--device",
-        type=Literal["auto", "cpu", "cuda"],
-        default="auto",
-        help="where to run; auto is cuda if there is one",
-    )
-    parser.add_argument("--json", type=Path, help="write the rows to FILE, after each row")
 
 
 def doctor_parser() -> Parser:
