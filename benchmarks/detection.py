@@ -1,10 +1,10 @@
-"""Training steps of Mask R-CNN: ours beside torchvision's, images a second.
+"""Training steps of Mask R-CNN in images per second, compared with torchvision's.
 
     python benchmarks/detection.py --json benchmarks/results/detection-cuda.json
 
-Each step is a forward pass, a backward pass and SGD on the same pictures of ellipses, nothing
-frozen. torchvision's is as it comes, but for the image size, which is fixed as ours is: its pyramid
-has no batch norm, ours has.
+Each step is a forward pass, a backward pass and SGD on the same pictures of ellipses; nothing is
+frozen. torchvision's detector has its defaults except for the image size, which is fixed like ours.
+Its pyramid has no batch norm, ours has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
@@ -26,16 +25,17 @@ from botvision.bench.report import header
 from botvision.detection import build_detector
 from botvision.device import DTYPES, autocast
 from botvision.files import write_text
+from botvision.terminal import terminal
 
 THEIRS = "torchvision's maskrcnn_resnet50_fpn"
-OBJECTS = 7  # an image, as in COCO
+OBJECTS = 7  # per image, as in COCO
 CLASSES = 80
 
 Target = dict[str, Tensor]
 
 
 def pictures(count: int, size: int, device: str) -> tuple[list[Tensor], list[Target]]:
-    """Noise with ellipses in it, uint8 (3, size, size), and what a detector is to find there."""
+    """Images of noise with ellipses, uint8 (3, size, size), and the targets of a detector."""
     generator = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     images, targets = [], []
@@ -117,8 +117,8 @@ def detection(
     device: str,
     json_file: Path | None,
 ) -> None:
-    """Time the steps in turn; prints and writes what came out."""
-    console = Console()
+    """Time the steps in turn; print and write the results."""
+    console = terminal()
     images, targets = pictures(batch_size, image_size, device)
     # torchvision's takes pixels in [0, 1]; the conversion is not timed.
     floats = [image / 255 for image in images]
@@ -147,9 +147,10 @@ def detection(
             continue
         figures = [line[key] for key in ("images_per_second", "median_ms", "spread_ms", "peak_mib")]
         table.add_row(line["model"], line["precision"], *(f"{figure:.4g}" for figure in figures))
-    console.print(table)
+    console.print(table, soft_wrap=False)
     if json_file is not None:
-        write_text(json_file, json.dumps({**header("detection", settings), "rows": rows}, indent=2))
+        content = {**header("detection", settings), "rows": rows}
+        write_text(json_file, json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:
@@ -158,9 +159,11 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=8 if device == "cuda" else 1)
     parser.add_argument("--precision", nargs="+", default=["32", "bf16"], choices=list(DTYPES))
-    parser.add_argument("--seconds", type=float, default=60, help="to spend on each precision")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="timing budget for each precision"
+    )
     parser.add_argument("--device", default=device, choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=Path, dest="json_file", help="file for the figures")
+    parser.add_argument("--json", type=Path, dest="json_file", help="file for the results")
     detection(**vars(parser.parse_args()))
 
 

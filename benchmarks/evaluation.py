@@ -1,8 +1,9 @@
-"""COCO evaluation of detections made up for it, beside pycocotools, whose metrics it must equal.
+"""COCO evaluation of generated detections, compared with pycocotools in time and metrics.
 
     python benchmarks/evaluation.py --json benchmarks/results/evaluation-cpu.json
 
-Boxes and masks are evaluated, from results in memory to all metrics; annotations are read before.
+Boxes and masks are evaluated, from results in memory to all metrics; reading annotations is not
+timed.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from rich.console import Console
 from rich.table import Table
 
 from botvision.bench.measure import alternate
 from botvision.bench.report import header
-from botvision.evaluation.coco import Metrics, coco_metrics, load_ground_truth
+from botvision.evaluation.coco import coco_ground_truth, coco_metrics
+from botvision.evaluation.evaluator import Metrics
 from botvision.files import write_text
+from botvision.terminal import terminal
 
 OURS, THEIRS = "botvision", "pycocotools"
 WIDTH, HEIGHT = 640, 480
-OBJECTS = 7  # an image, on average, as in COCO
+OBJECTS = 7  # per image on average, as in COCO
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 
 
@@ -52,7 +54,7 @@ def encode(polygon: list[list[float]]) -> dict[str, Any]:
 def scene(
     images: int, detections: int, classes: int, seed: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A COCO file's content and results for it: objects found more or less well, and clutter."""
+    """Content of a COCO file and results for it: detected objects and false positives."""
     rng = np.random.default_rng(seed)
 
     def place() -> np.ndarray:
@@ -110,7 +112,7 @@ def scene(
 
 
 def by_pycocotools(truth: COCO, results: list[dict[str, Any]]) -> Metrics:
-    """Its twelve numbers of both kinds, and the six of each class from its precision."""
+    """The twelve metrics of boxes and of masks, and six per class from the precision."""
     metrics: Metrics = {"per_class": {c["name"]: {} for c in truth.cats.values()}}
     with contextlib.redirect_stdout(None):
         detections = truth.loadRes(results)
@@ -131,7 +133,7 @@ def by_pycocotools(truth: COCO, results: list[dict[str, Any]]) -> Metrics:
 
 
 def difference(one: Any, other: Any) -> float:
-    """The largest between the numbers of two nested dicts with the same keys."""
+    """The largest difference between the numbers of two nested dicts with the same keys."""
     if not isinstance(one, dict):
         return abs(one - other)
     assert one.keys() == other.keys(), (list(one), list(other))
@@ -141,13 +143,16 @@ def difference(one: Any, other: Any) -> float:
 def evaluation(
     *, images: int, detections: int, classes: int, seconds: float, json_file: Path | None
 ) -> None:
-    """Compare metrics, then time; prints and writes what came out."""
-    console = Console()
+    """Compare the metrics, then the times; print and write the results."""
+    console = terminal()
     content, results = scene(images, detections, classes)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         file = Path(folder) / "instances_val.json"
         file.write_text(json.dumps(content), encoding="utf-8")
-        ours, theirs = load_ground_truth(file), COCO(str(file))
+        ours, theirs = (
+            coco_ground_truth(json.loads(file.read_text(encoding="utf-8"))),
+            COCO(str(file)),
+        )
 
     def fresh() -> list[dict[str, Any]]:
         return [dict(result) for result in results]  # evaluations write into them
@@ -176,12 +181,10 @@ def evaluation(
     head = header("evaluation", settings)
     head["versions"] |= {name: version(name) for name in ("faster-coco-eval", "pycocotools")}
     here = head["machine"]
-    console.print(f"{here['cpu']}, {here['cores']} cores", highlight=False, soft_wrap=True)
+    console.print(f"{here['cpu']}, {here['cores']} cores")
     console.print(
         f"{images} images, {settings['objects']:,} objects, {detections:,} detections of "
         f"{classes} classes; boxes and masks, mask AP {found[OURS]['segm']['AP']:.3f}",
-        highlight=False,
-        soft_wrap=True,
     )
     table = Table("by")
     for column in ("median ms", "interquartile range", "runs"):
@@ -189,7 +192,7 @@ def evaluation(
     for row in rows:
         figures = f"{row['median_ms']:.0f}", f"{row['spread_ms']:.0f}", str(row["runs"])
         table.add_row(row["by"], *figures)
-    console.print(table)
+    console.print(table, soft_wrap=False)
     console.print(f"{ratio:.2f}x as fast; largest difference of any metric {worst:.1g}")
     if json_file is not None:
         outcome = {"rows": rows, "ratio": ratio, "max_difference": worst}
@@ -201,8 +204,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--detections", type=int, default=24_000)
     parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--seconds", type=float, default=60, help="to spend on timing")
-    parser.add_argument("--json", type=Path, dest="json_file", help="file for the figures")
+    parser.add_argument("--seconds", type=float, default=60, help="timing budget")
+    parser.add_argument("--json", type=Path, dest="json_file", help="file for the results")
     evaluation(**vars(parser.parse_args()))
 
 

@@ -1,7 +1,7 @@
 """Every measurement behind this project's figures, in one command.
 
     python benchmarks/run.py           # on the GPU if torch sees one, else on the CPU
-    python benchmarks/run.py --plan    # only say what would be measured
+    python benchmarks/run.py --plan    # only print what would be measured
 
 Run it on an otherwise idle machine. Results go to benchmarks/results/, with the machine's name and
 the versions; see benchmarks/README.md for what they are compared with and what follows from them.
@@ -21,12 +21,10 @@ from pathlib import Path
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch
-from rich.console import Console
 
+from botvision.bench.attention import bench_attention
+from botvision.bench.config import AttentionBenchConfig, ModelBenchConfig
 from botvision.bench.models import bench_models
-from botvision.bench.report import collect, header, model_table
-from botvision.bench.run import bench_attention, bench_model
-from botvision.models import create_model
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,25 +32,26 @@ SIZES = ["7", "14", "20", "24", "32", "40", "50x84", "64", "80"]
 
 
 def gpu_tests() -> None:
-    """What only a GPU can show: that the compiled kernels are right, there and deterministic."""
+    """The tests of the compiled kernels, which need a GPU."""
     tests = [sys.executable, "-m", "pytest", "-q", "tests/attention"]
     subprocess.run(tests, cwd=ROOT, check=True)
 
 
 def attention(device: str) -> None:
-    bench_attention(
+    config = AttentionBenchConfig(
         sizes=SIZES,
         seconds=4.0,
         device=device,
         json=RESULTS / f"attention-{device}.json",
         plot=RESULTS / f"attention-{device}.png",
     )
+    bench_attention(config)
 
 
 def models(device: str, image_size: int, batch_size: int) -> None:
-    """The paper's claim of little overhead: botnet50 beside the ResNet it came from."""
-    bench_model(
-        names=["resnet50", "botnet50"],
+    """The paper's claim of little overhead: botnet50 compared with the ResNet it is based on."""
+    config = ModelBenchConfig(
+        ["resnet50", "botnet50"],
         image_size=image_size,
         batch_size=batch_size,
         precision=["32", "bf16"],
@@ -61,45 +60,37 @@ def models(device: str, image_size: int, batch_size: int) -> None:
         device=device,
         json=RESULTS / f"resnet50-botnet50-{image_size}-{device}.json",
     )
+    bench_models(config)
 
 
 def efficientnet(device: str, batch_size: int) -> None:
     """The paper's claim of 1.64x: equal accuracy on ImageNet, each at its own image size."""
-    pair = {
-        "tf_efficientnet_b7": (partial(create_model, "tf_efficientnet_b7"), 600),
-        "botnet_t7": (partial(create_model, "botnet_t7"), 384),
-    }
-    settings = {
-        "device": device,
-        "batch_size": batch_size,
-        "precision": ["32", "bf16"],
-        "mode": ["forward", "train"] if device == "cuda" else ["forward"],
-        "seconds": 40.0,
-    }
-    collect(
-        [],
-        partial(bench_models, pair, **settings),
-        header=header("model", settings),
-        table=model_table,
+    config = ModelBenchConfig(
+        ["tf_efficientnet_b7@600", "botnet_t7@384"],
+        batch_size=batch_size,
+        precision=["32", "bf16"],
+        mode=["forward", "train"] if device == "cuda" else ["forward"],
+        seconds=40.0,
+        device=device,
         json=RESULTS / f"efficientnet-b7-botnet-t7-{device}.json",
-        console=Console(),
     )
+    bench_models(config)
 
 
 def evaluation() -> None:
-    """That COCO evaluation is quick, and equals pycocotools."""
+    """The speed of COCO evaluation, whose metrics must equal those of pycocotools."""
     script = [sys.executable, "benchmarks/evaluation.py"]
     subprocess.run([*script, "--json", RESULTS / "evaluation-cpu.json"], cwd=ROOT, check=True)
 
 
 def detection(device: str) -> None:
-    """What the attention costs in the training of a detector, beside torchvision's detector."""
+    """The cost of attention in the training of a detector, compared with torchvision's detector."""
     script = [sys.executable, "benchmarks/detection.py", "--device", device]
     subprocess.run([*script, "--json", RESULTS / f"detection-{device}.json"], cwd=ROOT, check=True)
 
 
 def plan(device: str) -> dict[str, Callable[[], None]]:
-    """What is measured on a device, and how."""
+    """The measurements on a device: description to function."""
     few, many = (1, 8) if device == "cpu" else (8, 128)
     steps: dict[str, Callable[[], None]] = {
         f"one layer, {len(SIZES)} maps, forward and training, all implementations": partial(
@@ -116,12 +107,12 @@ def plan(device: str) -> dict[str, Callable[[], None]]:
     }
     if device == "cuda":
         return {"the kernels' tests on the GPU": gpu_tests, **steps}
-    return {**steps, "COCO evaluation of 500 images beside pycocotools": evaluation}
+    return {**steps, "COCO evaluation of 500 images, compared with pycocotools": evaluation}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", action="store_true", help="only say what would be measured")
+    parser.add_argument("--plan", action="store_true", help="only print what would be measured")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="by default the GPU if any")
     arguments = parser.parse_args()
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")

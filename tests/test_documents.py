@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from botvision.cli import parsers
+from botvision.cli.bench import bench_parser
 from botvision.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def parse_error(parser, arguments, capsys):
 def test_every_option_exists(path):
     made = [parsers.train_parser("detection"), parsers.train_parser("classification")]
     made += [make() for make, _, _ in COMMANDS.values()]
-    made += parsers.bench_parser()._subcommands_action.choices.values()
+    made += bench_parser()._subcommands_action.choices.values()
     options = {option for parser in made for option in parser._option_string_actions}
     mentioned = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8"))
     if path.parent.name == "benchmarks":

@@ -229,7 +229,7 @@ class ClassificationConfig(TrainConfig):
     warmup_factor: float = 0.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateConfig:
     """How a run is evaluated on a split.
 
@@ -270,7 +270,7 @@ class EvaluateConfig:
     precision: Precision = "auto"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PredictConfig:
     """How images are predicted and written.
 

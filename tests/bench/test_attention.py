@@ -6,7 +6,8 @@ from timm.layers.bottleneck_attn import BottleneckAttn
 
 from botvision.attention import RelativeAttention2d, chunked, functional, implementations
 from botvision.bench import attention
-from botvision.bench.attention import AttentionSettings, bench_attention, exact
+from botvision.bench.attention import exact, measure_attention
+from botvision.bench.config import AttentionBenchConfig
 
 SUBJECTS = [*implementations("cpu"), "timm", "no positions", "3x3 convolution"]
 
@@ -21,8 +22,8 @@ def one_thread():
 
 
 def tiny(**settings):
-    common = {"sizes": [(3, 3), (2, 4)], "dim": 16, "heads": 2, "seconds": 0.0}
-    return AttentionSettings(**{**common, "impl": implementations("cpu"), **settings})
+    common = {"sizes": ["3", "2x4"], "dim": 16, "num_heads": 2, "seconds": 0.0, "device": "cpu"}
+    return AttentionBenchConfig(**{**common, "impl": implementations("cpu"), **settings})
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -43,7 +44,7 @@ def test_exact_is_timms_layer_in_float64(split, monkeypatch):
 
 def test_every_row_is_complete_and_accurate():
     said = []
-    groups = list(bench_attention(tiny(), say=said.append))
+    groups = list(measure_attention(tiny(), progress=said.append))
     assert len(groups) == len(said) == 2 * 2 * 2
     assert said[-1] == "train, bf16, map 2x4 (8 of 8)"
     for group in groups:
@@ -71,7 +72,7 @@ def test_a_fault_of_an_implementation_shows_in_its_error(monkeypatch):
         "chunked",
         lambda q, k, v, by_row, by_column, scale: attend(q, k, v, by_row, by_column, 2 * scale),
     )
-    (rows,) = bench_attention(tiny(sizes=[(3, 3)], precision=["32"], mode=["forward"]))
+    (rows,) = measure_attention(tiny(sizes=["3"], precision=["32"], mode=["forward"]))
     errors = {row.subject: row.relative_error for row in rows}
     assert errors["chunked"] > 0.01 > 1e-5 > errors["timm"]
 
@@ -81,7 +82,7 @@ def test_an_implementation_that_cannot_run_says_why(monkeypatch):
         raise ValueError("heads of 8 only")
 
     monkeypatch.setitem(functional._IMPLEMENTATIONS, "chunked", refuse)
-    (rows,) = bench_attention(tiny(sizes=[(3, 3)], precision=["32"], mode=["forward"]))
+    (rows,) = measure_attention(tiny(sizes=["3"], precision=["32"], mode=["forward"]))
     failed = next(row for row in rows if row.subject == "chunked")
     assert failed.failure == "ValueError: heads of 8 only"
     assert (failed.median_ms, failed.relative_error, failed.ratio) == (None, None, None)
@@ -91,15 +92,15 @@ def test_an_implementation_that_cannot_run_says_why(monkeypatch):
 def test_a_batch_is_of_2048_cells_and_8_images_at_most(monkeypatch):
     assert attention._CELLS == 2048
     monkeypatch.setattr(attention, "_CELLS", 32)
-    settings = tiny(sizes=[(1, 2), (3, 3), (6, 6)], precision=["32"], mode=["forward"])
-    assert [group[0].batch_size for group in bench_attention(settings)] == [8, 3, 1]
-    (rows,) = bench_attention(tiny(sizes=[(3, 3)], precision=["32"], mode=["train"], batch_size=5))
+    config = tiny(sizes=["1x2", "3", "6"], precision=["32"], mode=["forward"])
+    assert [group[0].batch_size for group in measure_attention(config)] == [8, 3, 1]
+    (rows,) = measure_attention(tiny(sizes=["3"], precision=["32"], mode=["train"], batch_size=5))
     assert rows[0].batch_size == 5
 
 
 def test_the_marked_one_is_what_auto_runs(monkeypatch):
-    settings = tiny(sizes=[(3, 3), (30, 30)])
-    marked = [row for group in bench_attention(settings) for row in group if row.auto]
+    config = tiny(sizes=["3", "30"])
+    marked = [row for group in measure_attention(config) for row in group if row.auto]
     assert len(marked) == 8
 
     ran = []
@@ -128,15 +129,15 @@ def test_the_marked_one_is_what_auto_runs(monkeypatch):
 def test_memory_is_linear_in_the_tokens_for_chunked_and_quadratic_for_reference(monkeypatch):
     monkeypatch.setattr(chunked, "TILE_LOGITS", 2**14)
     monkeypatch.setattr(chunked, "BACKWARD_TILE_LOGITS", 2**13)
-    settings = tiny(
-        sizes=[(16, 16), (32, 32)],
+    config = tiny(
+        sizes=["16", "32"],
         impl=["reference", "chunked"],
         precision=["32"],
         mode=["train"],
         batch_size=1,
     )
     small, large = (
-        {row.subject: row.peak_mib for row in group} for group in bench_attention(settings)
+        {row.subject: row.peak_mib for row in group} for group in measure_attention(config)
     )
     assert large["reference"] / small["reference"] > 10
     assert large["timm"] / small["timm"] > 10

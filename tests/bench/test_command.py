@@ -1,24 +1,59 @@
 """``botvision bench`` as a user meets it."""
 
 import json
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from botvision.bench import run as bench
+from botvision.bench import attention
+from botvision.bench.config import AttentionBenchConfig, DataBenchConfig, ModelBenchConfig
 from botvision.cli.main import main
+from botvision.cli.parsers import config_parser
 from class_files import write_classes
 from commandline import fail
 
-TINY = ["attention", "--dim", "16", "--heads", "2", "--seconds", "0.001", "--device", "cpu"]
+TINY = ["attention", "--dim", "16", "--num-heads", "2", "--seconds", "0.001", "--device", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments"),
+    [(AttentionBenchConfig, []), (ModelBenchConfig, []), (DataBenchConfig, ["shapes"])],
+)
+def test_defaults_and_help_are_those_of_the_options_class(config, arguments):
+    parser = config_parser(config)
+    assert config(**parser.parse_args(arguments).as_dict()) == config(*arguments)
+    helps = {action.dest: action.help for action in parser._actions}
+    assert all(helps[field.name] for field in fields(config))
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys; from botvision.cli.bench import bench_parser; bench_parser().format_help()"
+    heavy = "print([name for name in ('torch', 'timm', 'matplotlib') if name in sys.modules])"
+    printed = subprocess.check_output([sys.executable, "-c", f"{code}; {heavy}"], text=True)
+    assert printed.strip() == "[]"
+
+
+def test_options_become_fields():
+    parsed = config_parser(ModelBenchConfig).parse_args(
+        ["--compile", "a", "b@64", "--precision", "32", "bf16", "--json", "rows.json"]
+    )
+    expected = ModelBenchConfig(
+        ["a", "b@64"], compile=True, precision=["32", "bf16"], json=Path("rows.json")
+    )
+    assert ModelBenchConfig(**parsed.as_dict()) == expected
+    parsed = config_parser(DataBenchConfig).parse_args(["shapes", "--jitter", "[0.5, 1.5]"])
+    assert DataBenchConfig(**parsed.as_dict()) == DataBenchConfig("shapes", jitter=(0.5, 1.5))
 
 
 def test_attention_prints_saves_and_draws(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "100")
     rows = []
-    measure = bench.bench_attention
-    monkeypatch.setattr(bench, "bench_attention", lambda **given: rows.extend(measure(**given)))
+    bench = attention.bench_attention
+    monkeypatch.setattr(attention, "bench_attention", lambda config: rows.extend(bench(config)))
     files = ["--json", str(tmp_path / "new" / "rows.json"), "--plot", str(tmp_path / "rows.png")]
     main(["bench", *TINY, "--sizes", "3", "2x4", "--impl", "reference", "chunked", *files])
     printed = capsys.readouterr()
@@ -34,20 +69,22 @@ def test_attention_prints_saves_and_draws(capsys, monkeypatch, tmp_path):
     assert set(saved["machine"]) == {"cpu", "cores", "threads", "gpu", "platform"}
     assert {"python", "torch", "timm", "botvision"} <= set(saved["versions"])
     assert saved["settings"]["sizes"] == [[3, 3], [2, 4]]
+    assert saved["settings"]["impl"] == ["reference", "chunked"]
+    assert saved["settings"]["num_heads"] == 2 and "json" not in saved["settings"]
     picture = Image.open(tmp_path / "rows.png").convert("RGB")
     assert picture.width > 1500 and picture.height > 800
     assert len(picture.getcolors(2**24)) > 100
 
 
 def test_an_interrupted_run_keeps_what_it_measured(capsys, monkeypatch, tmp_path):
-    bench_map = bench.attention._bench_map
+    measure_map = attention._measure_map
 
-    def interrupted(settings, mode, precision, size):
+    def interrupted(config, mode, precision, size):
         if size == (2, 4):
             raise KeyboardInterrupt
-        return bench_map(settings, mode, precision, size)
+        return measure_map(config, mode, precision, size)
 
-    monkeypatch.setattr(bench.attention, "_bench_map", interrupted)
+    monkeypatch.setattr(attention, "_measure_map", interrupted)
     files = ["--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "rows.png")]
     with pytest.raises(SystemExit) as stopped:
         main(["bench", *TINY, "--sizes", "3", "2x4", *files])
@@ -82,8 +119,8 @@ def test_models(capsys, tmp_path):
             "--impl fast: on cpu there are reference, sdpa, chunked",
         ),
         (["attention", "--dim", "12"], "--dim 12: give a multiple of 8"),
-        (["attention", "--dim", "40", "--heads", "3"], "--dim 40: give a multiple of 8 and of"),
-        (["attention", "--heads", "0"], "--heads 0: give more than 0"),
+        (["attention", "--dim", "40", "--num-heads", "3"], "8 and of --num-heads 3"),
+        (["attention", "--num-heads", "0"], "--num-heads 0: give more than 0"),
         (["attention", "--batch-size", "-1"], "--batch-size -1: give more than 0"),
         (["attention", "--seconds", "0"], "--seconds 0.0: give more than 0"),
         (["attention", "--precision", "8"], "Got value: 8"),
@@ -92,8 +129,8 @@ def test_models(capsys, tmp_path):
         (["attention", "--plot", "/dev/null/rows.png"], "--plot /dev/null/rows.png: no such"),
         (["attention", "--json", "/"], "--json /: cannot be written"),
         (["model", "resnett50"], "did you mean resnet50"),
-        (["model", "resnet50@"], "resnet50@: give NAME, or NAME@PX"),
-        (["model", "resnet50@0"], "resnet50@0: give NAME, or NAME@PX"),
+        (["model", "resnet50@"], "resnet50@: give NAME, or NAME@PIXELS"),
+        (["model", "resnet50@0"], "resnet50@0: give NAME, or NAME@PIXELS"),
         (["model", "--image-size", "0"], "--image-size 0: give more than 0"),
     ],
 )

@@ -4,7 +4,8 @@ import pytest
 from torch import nn
 from torchvision.models import ResNet50_Weights
 
-from botvision.bench.models import bench_models
+from botvision.bench.config import ModelBenchConfig
+from botvision.bench.models import bench_models, measure_models
 from botvision.errors import UserError
 from botvision.models import create_model
 from botvision.models.flops import count
@@ -43,11 +44,9 @@ def test_multiply_adds_do_not_depend_on_the_implementation():
 
 def test_rows():
     models = {"narrow": (lambda: small(4), 16), "wide": (lambda: small(64), 32)}
-    groups = list(
-        bench_models(
-            models, batch_size=2, precision=["32", "bf16"], mode=["forward", "train"], seconds=0.0
-        )
-    )
+    modes = {"precision": ["32", "bf16"], "mode": ["forward", "train"]}
+    config = ModelBenchConfig(batch_size=2, seconds=0.0, device="cpu", **modes)
+    groups = list(measure_models(models, config))
     assert [(g[0].mode, g[0].precision) for g in groups] == [
         *(("forward", "32"), ("forward", "bf16")),
         *(("train", "32"), ("train", "bf16")),
@@ -73,11 +72,20 @@ def test_training_runs_in_training_mode():
             modes.append(self.training)
             return self.layer(x)
 
-    list(bench_models({"spy": (Spy, 8)}, mode=["forward", "train"], seconds=0.0))
+    config = ModelBenchConfig(mode=["forward", "train"], seconds=0.0, device="cpu")
+    list(measure_models({"spy": (Spy, 8)}, config))
     assert modes[:1] == [False] and modes[-1] is True
     assert sum(modes) == len(modes) // 2
 
 
 def test_a_model_that_does_not_take_the_images_is_named():
     with pytest.raises(UserError, match="linear: does not run on images of 8 px"):
-        list(bench_models({"linear": (lambda: nn.Linear(7, 7), 8)}))
+        list(
+            measure_models({"linear": (lambda: nn.Linear(7, 7), 8)}, ModelBenchConfig(device="cpu"))
+        )
+
+
+def test_quiet_prints_nothing(capsys):
+    rows = bench_models(ModelBenchConfig(["resnet18@32"], seconds=0.001, device="cpu"), quiet=True)
+    assert [row.model for row in rows] == ["resnet18@32"]
+    assert capsys.readouterr() == ("", "")

@@ -1,10 +1,10 @@
-"""One attention layer, every implementation of it, and what it could be instead."""
+"""The benchmark of one attention layer: its implementations and what it could be instead."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -12,122 +12,132 @@ from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from botvision.attention import RelativeAttention2d, reference
+from botvision.attention import RelativeAttention2d, implementations, reference
 from botvision.attention.functional import fastest
 from botvision.attention.position import RelativePosition
+from botvision.bench.config import AttentionBenchConfig
 from botvision.bench.measure import Measurement, inference, measure, training
+from botvision.bench.plot import plot_attention
+from botvision.bench.report import Report, attention_table, header, settings_of
+from botvision.bench.rows import CONVOLUTION, NO_POSITIONS, TIMM, AttentionRow
+from botvision.bench.validate import bench_device, check_positive, check_writable
 from botvision.config import Dtype, Mode
 from botvision.device import DTYPES
+from botvision.errors import UserError
 
-TIMM = "timm"
-NO_POSITIONS = "no positions"
-CONVOLUTION = "3x3 convolution"
-
-# Cells in a batch, and images at most, where no batch size is given.
+# Default batch size: this many cells, and at most this many images.
 _CELLS = 2048
 _IMAGES = 8
 # Logits at once in float64: 128 MiB.
 _LOGITS = 2**24
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionSettings:
-    """What to measure.
+def bench_attention(config: AttentionBenchConfig, *, quiet: bool = False) -> list[AttentionRow]:
+    """Measure one layer in every implementation, timm's layer and a 3x3 convolution.
+
+    Prints a table per mode and precision, and writes the files that ``config`` names. An
+    interrupted run has printed, saved and plotted what it had measured.
 
     Args:
-        sizes: maps (H, W), cells.
-        impl: names of ``botvision.attention.implementations(device)``.
-        dim: channels in and out, a multiple of 8 (timm's layer rounds others) and of ``heads``.
-        heads: attention heads.
-        batch_size: images; by default as many as have 2048 cells, from 1 to 8.
-        device: ``"cpu"`` or ``"cuda"``.
-        precision: of the products; ``"bf16"`` and ``"16"`` under autocast.
-        mode: ``"forward"`` is inference, ``"train"`` a forward and backward pass.
-        seconds: to spend on timing each row.
-        compile: everything by ``torch.compile``.
+        config: What to measure.
+        quiet: Print nothing.
+
+    Returns:
+        A row per mode, precision, map and layer.
+
+    Raises:
+        UserError: An option is invalid, or a file cannot be written.
     """
+    config = validate(config)
+    settings = {**settings_of(config), "sizes": [_map_size(size) for size in config.sizes]}
+    report = Report(header("attention", settings), attention_table, json=config.json, quiet=quiet)
+    try:
+        for group in measure_attention(config, progress=report.progress):
+            report.add(group)
+    finally:
+        report.close()
+        if config.plot is not None and report.rows:
+            plot_attention(report.rows, config.plot)
+    return report.rows
 
-    sizes: Sequence[tuple[int, int]]
-    impl: Sequence[str]
-    dim: int = 512
-    heads: int = 4
-    batch_size: int | None = None
-    device: str = "cpu"
-    precision: Sequence[Dtype] = ("32", "bf16")
-    mode: Sequence[Mode] = ("forward", "train")
-    seconds: float = 5.0
-    compile: bool = False
 
+def validate(config: AttentionBenchConfig) -> AttentionBenchConfig:
+    """Check the options, and fill in the device and the implementations.
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionRow(Measurement):
-    """One subject on one map.
-
-    Args:
-        mode: ``"forward"`` or ``"train"``.
-        precision: ``"32"``, ``"bf16"`` or ``"16"``.
-        height: of the map, cells.
-        width: likewise.
-        batch_size: images.
-        subject: name of an implementation, or ``TIMM``, ``NO_POSITIONS`` or ``CONVOLUTION``.
-        auto: whether ``impl="auto"`` would choose it here.
-        relative_error: norm of the difference from the float64 result over the norm of that result;
-            in training, the largest over the gradients of the input and of all weights.
-        ratio: timm's median time over this one's.
+    Raises:
+        UserError: An option is invalid, or a file cannot be written.
     """
+    device = bench_device(config.device)
+    known = implementations(device)
+    for name in config.impl or ():
+        if name not in known:
+            message = f"on {device} there are {', '.join(known)}"
+            raise UserError(message, parameter="impl", value=name)
+    dim, num_heads = config.dim, config.num_heads
+    check_positive(
+        dim=dim, num_heads=num_heads, batch_size=config.batch_size, seconds=config.seconds
+    )
+    if dim % 8 or dim % num_heads:
+        multiple = f"give a multiple of 8 and of `num_heads` {num_heads}"
+        raise UserError(f"{multiple}; timm's layer rounds others", parameter="dim", value=dim)
+    for size in config.sizes:
+        _map_size(size)
+    if config.plot is not None and config.plot.suffix != ".png":
+        raise UserError("give a file that ends in .png", parameter="plot", value=config.plot)
+    check_writable(json=config.json, plot=config.plot)
+    return replace(config, device=device, impl=config.impl or known)
 
-    mode: Mode
-    precision: Dtype
-    height: int
-    width: int
-    batch_size: int
-    subject: str
-    auto: bool
-    relative_error: float | None
-    ratio: float | None
+
+def _map_size(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        message = "give cells, as 14 or 50x84 (height x width)"
+        raise UserError(message, parameter="sizes", value=text)
+    return int(sides[0]), int(sides[-1])
 
 
-def bench_attention(
-    settings: AttentionSettings, *, say: Callable[[str], None] = lambda line: None
+def measure_attention(
+    config: AttentionBenchConfig, *, progress: Callable[[str], None] = lambda line: None
 ) -> Iterator[list[AttentionRow]]:
-    """Measure all subjects in turn: each mode, precision and map gives one list of rows.
+    """Measure all layers in turn: one list of rows per mode, precision and map.
 
     Args:
-        settings: what to measure.
-        say: hears what comes next.
+        config: As :func:`validate` returns it.
+        progress: Called with a line about what is measured next.
     """
-    cases = list(product(settings.mode, settings.precision, settings.sizes))
+    sizes = [_map_size(size) for size in config.sizes]
+    cases = list(product(config.mode, config.precision, sizes))
     for number, (mode, precision, size) in enumerate(cases, start=1):
-        say(f"{mode}, {precision}, map {size[0]}x{size[1]} ({number} of {len(cases)})")
-        yield _bench_map(settings, mode, precision, size)
+        progress(f"{mode}, {precision}, map {size[0]}x{size[1]} ({number} of {len(cases)})")
+        yield _measure_map(config, mode, precision, size)
 
 
-def _bench_map(
-    settings: AttentionSettings, mode: Mode, precision: Dtype, size: tuple[int, int]
+def _measure_map(
+    config: AttentionBenchConfig, mode: Mode, precision: Dtype, size: tuple[int, int]
 ) -> list[AttentionRow]:
-    device = settings.device
-    batch = settings.batch_size or max(1, min(_IMAGES, _CELLS // (size[0] * size[1])))
+    device = config.device
+    batch = config.batch_size or max(1, min(_IMAGES, _CELLS // (size[0] * size[1])))
     random = torch.Generator().manual_seed(0)
-    layer = _layer(settings, size, random)
+    layer = _layer(config, size, random)
     x, upstream = (
         # Rounded, so that the error is that of the layer and not of its input.
-        torch.randn(batch, settings.dim, *size, generator=random).to(DTYPES[precision]).float()
+        torch.randn(batch, config.dim, *size, generator=random).to(DTYPES[precision]).float()
         for _ in range(2)
     )
     x, upstream = (
         t.to(device).contiguous(memory_format=torch.channels_last) for t in (x, upstream)
     )
     x.requires_grad_(mode == "train")
-    subjects = _subjects(settings, layer, size)
+    subjects = _subjects(config, layer, size)
     want = exact(layer.to(device), x, upstream if mode == "train" else None)
 
-    if settings.compile:
+    if config.compile:
         # Each map's code would count towards the limit after which torch compiles no more.
         torch.compiler.reset()
     runs: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]] = {}
     for name, subject in subjects.items():
         subject.to(device).to(memory_format=torch.channels_last)
-        if settings.compile:
+        if config.compile:
             subject.compile(dynamic=False)
         runs[name] = (
             training(subject, x, precision, upstream)
@@ -141,8 +151,8 @@ def _bench_map(
             results = (result,) if isinstance(result, Tensor) else result
             errors[name] = max(map(_relative_error, results, want))
 
-    measured = measure(runs, seconds=settings.seconds, device=device, inspect=inspect)
-    head = (settings.heads, size[0] * size[1], settings.dim // settings.heads)
+    measured = measure(runs, seconds=config.seconds, device=device, inspect=inspect)
+    head = (config.num_heads, size[0] * size[1], config.dim // config.num_heads)
     queries = torch.empty(batch, *head, dtype=DTYPES[precision], device=device)
     chosen = fastest(queries, trained=mode == "train")
     return [
@@ -163,12 +173,12 @@ def _bench_map(
 
 
 def _layer(
-    settings: AttentionSettings, size: tuple[int, int], random: torch.Generator
+    config: AttentionBenchConfig, size: tuple[int, int], random: torch.Generator
 ) -> RelativeAttention2d:
-    """The layer whose weights all subjects have, its logits of standard deviation 1 to 2."""
-    layer = RelativeAttention2d(settings.dim, size, num_heads=settings.heads)
-    # As initialised for training, attention is all but uniform and hides errors.
-    nn.init.normal_(layer.qkv.weight, std=settings.dim**-0.5, generator=random)
+    """The layer whose weights all others share; its logits have a standard deviation of 1 to 2."""
+    layer = RelativeAttention2d(config.dim, size, num_heads=config.num_heads)
+    # As initialized for training, attention is almost uniform, which hides errors.
+    nn.init.normal_(layer.qkv.weight, std=config.dim**-0.5, generator=random)
     assert isinstance(layer.pos_embed, RelativePosition)
     for table in layer.pos_embed.parameters():
         nn.init.normal_(table, std=1.0, generator=random)
@@ -176,17 +186,18 @@ def _layer(
 
 
 def _subjects(
-    settings: AttentionSettings, layer: RelativeAttention2d, size: tuple[int, int]
+    config: AttentionBenchConfig, layer: RelativeAttention2d, size: tuple[int, int]
 ) -> dict[str, nn.Module]:
-    dim, heads = settings.dim, settings.heads
+    dim, num_heads = config.dim, config.num_heads
     subjects: dict[str, nn.Module] = {}
-    for impl in settings.impl:
-        subjects[impl] = RelativeAttention2d(dim, size, num_heads=heads, impl=impl)
+    assert config.impl is not None
+    for impl in config.impl:
+        subjects[impl] = RelativeAttention2d(dim, size, num_heads=num_heads, impl=impl)
         subjects[impl].load_state_dict(layer.state_dict())
-    subjects[TIMM] = BottleneckAttn(dim, feat_size=size, num_heads=heads, scale_pos_embed=True)
+    subjects[TIMM] = BottleneckAttn(dim, feat_size=size, num_heads=num_heads, scale_pos_embed=True)
     subjects[TIMM].load_state_dict(layer.state_dict())
-    # Plain scaled_dot_product_attention: as fast as attention may hope to be.
-    none = RelativeAttention2d(dim, size, num_heads=heads, position="none", impl="sdpa")
+    # Plain scaled_dot_product_attention: a bound on the speed of attention.
+    none = RelativeAttention2d(dim, size, num_heads=num_heads, position="none", impl="sdpa")
     none.qkv.load_state_dict(layer.qkv.state_dict())
     subjects[NO_POSITIONS] = none
     subjects[CONVOLUTION] = nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False)
@@ -196,16 +207,16 @@ def _subjects(
 def exact(
     layer: RelativeAttention2d, x: Tensor, upstream: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """What a layer should give: the reference in float64, some queries at a time.
+    """The result of a layer in float64: the reference, applied to some queries at a time.
 
     Args:
-        layer: with relative positions.
-        x: input (B, dim, H, W).
-        upstream: gradient of the result.
+        layer: A layer with relative positions.
+        x: Input (B, dim, H, W).
+        upstream: Gradient of the result (B, dim, H, W).
 
     Returns:
-        The result (B, dim, H, W); given ``upstream``, the gradients of ``x`` and of the weights in
-        their order instead.
+        The result (B, dim, H, W); with ``upstream`` instead the gradients of ``x`` and of the
+        weights in their order.
     """
     layer = copy.deepcopy(layer).double()
     x = x.detach().double().requires_grad_()

@@ -1,11 +1,11 @@
-"""How fast a process reads and augments images, beside decoding and resizing them alone."""
+"""The benchmark of data pipelines, compared with decoding and resizing only."""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import faster_coco_eval
@@ -14,60 +14,93 @@ import torch
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
+from botvision.bench.config import DataBenchConfig
 from botvision.bench.measure import alternate
+from botvision.bench.report import data_table, header, save_rows, settings_of
+from botvision.bench.rows import DataRow
+from botvision.bench.validate import check_positive, check_writable
 from botvision.config import ClassificationConfig
-from botvision.data.coco import CocoData, CocoDataset
-from botvision.data.image_folder import (
+from botvision.data.classification import (
     ClassificationData,
     ClassificationDataset,
     eval_transform,
     train_transform,
 )
+from botvision.data.coco import CocoData
+from botvision.data.detection import DetectionDataset
+from botvision.data.formats import classification_splits, detection_splits
 from botvision.data.images import open_image
 from botvision.data.jitter import LargeScaleJitter
+from botvision.data.sources import task_of
 from botvision.data.transforms import fit_image
+from botvision.terminal import terminal
+
+PLAIN = "decoding and resizing alone"
 
 
-@dataclass(frozen=True)
-class DataRow:
-    """One pipeline.
-
-    Args:
-        pipeline: what is done to an image.
-        images_per_second: of one process on one core, from the median run.
-        spread: interquartile range of that.
-        ratio: its speed over that of the first pipeline.
-    """
-
-    pipeline: str
-    images_per_second: float
-    spread: float
-    ratio: float
-
-
-def bench_class_data(
-    data: ClassificationData, *, image_size: int, images: int, policy: str, seconds: float
-) -> list[DataRow]:
-    """Time the training and evaluation pipelines of a classifier, the runs in turn.
+def bench_data(config: DataBenchConfig, *, quiet: bool = False) -> list[DataRow]:
+    """Measure how many images per second one process on one core loads and augments.
 
     Args:
-        data: a split.
-        image_size: side of what comes out, pixels.
-        images: drawn from the split, the same for every pipeline and run.
-        policy: augmentation policy of the last row, in timm's words.
-        seconds: to spend.
+        config: What to measure.
+        quiet: Print nothing.
+
+    Returns:
+        A row per pipeline.
 
     Raises:
-        UserError: an image that cannot be read, or an unknown policy.
+        UserError: The data cannot be read, an option is invalid, or a file cannot be written.
     """
-    indices = np.random.default_rng(0).choice(len(data), min(images, len(data)), replace=False)
-    config = ClassificationConfig(data="", auto_augment=policy)
+    check_positive(image_size=config.image_size, images=config.images, seconds=config.seconds)
+    check_writable(json=config.json)
+    console = terminal(quiet)
+    settings = {**settings_of(config), "data": Path(config.data).name}
+    if task_of(config.data) == "classification":
+        size = config.image_size or 224
+        del settings["jitter"]
+        splits = classification_splits(config.data)
+        images = splits.get("train", next(iter(splits.values())))(None)
+        console.print(images.summary())
+        rows = measure_classification(images, config, image_size=size)
+    else:
+        size = config.image_size or 1024
+        del settings["policy"]
+        openers = detection_splits(config.data)
+        coco = openers.get("train", next(iter(openers.values())))()
+        assert isinstance(coco, CocoData)
+        console.print(coco.summary())
+        rows = measure_coco(coco, config, image_size=size)
+    console.print(data_table(rows, size), soft_wrap=False)
+    if config.json is not None:
+        save_rows(config.json, header("data", {**settings, "image_size": size}), rows)
+    return rows
+
+
+def measure_classification(
+    data: ClassificationData, config: DataBenchConfig, *, image_size: int
+) -> list[DataRow]:
+    """Time the training and evaluation pipelines of a classifier in turn.
+
+    Args:
+        data: A split.
+        config: Number of images, augmentation policy and timing budget.
+        image_size: Side of the loaded images in pixels.
+
+    Raises:
+        UserError: An image cannot be read, or the policy is unknown.
+    """
+    indices = np.random.default_rng(0).choice(
+        len(data), min(config.images, len(data)), replace=False
+    )
+    augmented = ClassificationConfig(data="", auto_augment=config.policy)
     datasets = {
-        "evaluation": ClassificationDataset(data, eval_transform(image_size, config.crop_share)),
+        "evaluation": ClassificationDataset(data, eval_transform(image_size, augmented.crop_share)),
         "training": ClassificationDataset(
             data, train_transform(ClassificationConfig(""), image_size)
         ),
-        f"training, {policy}": ClassificationDataset(data, train_transform(config, image_size)),
+        f"training, {config.policy}": ClassificationDataset(
+            data, train_transform(augmented, image_size)
+        ),
     }
 
     def plain() -> None:
@@ -82,39 +115,38 @@ def bench_class_data(
 
         return run
 
-    plainly = "decoding and resizing alone"
-    runs = {plainly: plain, **{name: reader(dataset) for name, dataset in datasets.items()}}
-    return _rates(runs, len(indices), seconds)
+    readers = {name: reader(dataset) for name, dataset in datasets.items()}
+    return _rates({PLAIN: plain, **readers}, len(indices), config.seconds)
 
 
-def bench_coco(
-    data: CocoData, *, image_size: int, images: int, scale: tuple[float, float], seconds: float
-) -> list[DataRow]:
-    """Time large-scale jitter beside the same by torchvision's ``transforms.v2``, in turn.
+def measure_coco(data: CocoData, config: DataBenchConfig, *, image_size: int) -> list[DataRow]:
+    """Time large-scale jitter and the same by torchvision's ``transforms.v2`` in turn.
 
-    torchvision's is its ``ScaleJitter``, ``RandomCrop``, ``RandomHorizontalFlip`` and
+    torchvision's pipeline is its ``ScaleJitter``, ``RandomCrop``, ``RandomHorizontalFlip`` and
     ``SanitizeBoundingBoxes`` on its own ``CocoDetection``, with a mask of the whole image for every
-    instance: on uint8 tensors, its faster way and ours, and as its training scripts have it by
-    default, on Pillow's images with float32 tensors in the end. Ours leaves the masks cropped, as
-    they go to the training process.
+    instance. It runs on uint8 tensors, its faster way and ours, and, as by default in its training
+    scripts, on Pillow images that become float32 tensors. Ours leaves the masks cropped, as they
+    are sent to the training process.
 
     Args:
-        data: a split with masks.
-        image_size: side of what comes out, pixels.
-        images: drawn from those of the split that have objects, the same for every pipeline.
-        scale: range of the jitter.
-        seconds: to spend.
+        data: A split with masks.
+        config: Number of images, range of the scale and timing budget.
+        image_size: Side of the loaded images in pixels.
 
     Raises:
-        UserError: an image that cannot be read.
+        UserError: An image cannot be read.
     """
-    # torchvision's pipeline takes no image without objects.
-    there = np.flatnonzero(np.diff(data.annotations.first) > 0)
-    indices = np.random.default_rng(0).choice(there, min(images, len(there)), replace=False)
-    ours = CocoDataset(data, data.categories, jitter=LargeScaleJitter(image_size, scale))
-    tensors = _torchvision_jitter(data, image_size, scale, [v2.ToImage()], [])
+    # torchvision's pipeline fails on images without objects.
+    candidates = np.flatnonzero(np.diff(data.annotations.first) > 0)
+    indices = np.random.default_rng(0).choice(
+        candidates, min(config.images, len(candidates)), replace=False
+    )
+    ours = DetectionDataset(
+        data, data.categories, jitter=LargeScaleJitter(image_size, config.jitter)
+    )
+    tensors = _torchvision_jitter(data, image_size, config.jitter, [v2.ToImage()], [])
     to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-    pillow = _torchvision_jitter(data, image_size, scale, [], to_float)
+    pillow = _torchvision_jitter(data, image_size, config.jitter, [], to_float)
     paths = [data.image_path(index) for index in indices]
 
     def plain() -> None:
@@ -125,9 +157,9 @@ def bench_coco(
         "torchvision's transforms.v2": lambda: [tensors(i) for i in indices],
         "the same, Pillow to float32": lambda: [pillow(i) for i in indices],
         "large-scale jitter": lambda: [ours[0, int(i)] for i in indices],
-        "decoding and resizing alone": plain,
+        PLAIN: plain,
     }
-    return _rates(runs, len(indices), seconds)
+    return _rates(runs, len(indices), config.seconds)
 
 
 def _torchvision_jitter(
@@ -156,7 +188,7 @@ def _torchvision_jitter(
 
 
 def _rates(runs: Mapping[str, Callable[[], object]], images: int, seconds: float) -> list[DataRow]:
-    """Images a second of each pipeline on one thread; the first is what others compare to."""
+    """Images per second of each pipeline on one thread, compared with the first."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

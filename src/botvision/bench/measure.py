@@ -1,7 +1,7 @@
-"""Time and peak memory of functions that are to be compared.
+"""Time and peak memory of functions that are compared.
 
-Other programs disturb a machine for seconds at a time, so the functions run in turn and medians are
-quoted.
+Other programs disturb a machine for seconds at a time. Therefore the functions run in turn, and
+medians are reported.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Of one function; without figures when it failed.
+    """Time and memory of one function, or why it failed.
 
     Args:
-        runs: that were timed.
-        median_ms: of a run.
-        spread_ms: interquartile range of the runs.
-        peak_mib: most that torch had allocated at once, above what it had before the run; the
-            result is included, scratch space of the libraries under torch is not.
-        failure: why there are no figures.
+        runs: Number of timed runs.
+        median_ms: Median time of a run.
+        spread_ms: Interquartile range of the times.
+        peak_mib: Peak of the memory that torch allocates, above that before the run. It includes
+            the result, but not the scratch space of the libraries that torch calls.
+        failure: Type and first line of the exception of a function that failed.
     """
 
     runs: int = 0
@@ -50,13 +50,16 @@ def measure(
     device: str,
     inspect: Callable[[str, Result], None] = lambda name, result: None,
 ) -> dict[str, Measurement]:
-    """Measure every subject; float32 is float32, without TF32.
+    """Measure time and peak memory of every subject, without TF32.
 
     Args:
-        subjects: name to function. One that raises gets a measurement that says so.
-        seconds: to spend on timing them, together.
-        device: where they run.
-        inspect: sees the name and the result of each one's first run.
+        subjects: Name to function. One that raises an exception does not stop the others.
+        seconds: Timing budget in seconds, for all subjects together.
+        device: Device that they run on.
+        inspect: Called with the name and the result of each subject's first run.
+
+    Returns:
+        Name to measurement, in the order of ``subjects``.
     """
     peaks: dict[str, int] = {}
     measured: dict[str, Measurement] = {}
@@ -65,7 +68,7 @@ def measure(
             try:
                 inspect(name, run())
                 peaks[name] = peak_memory(run, device)
-            except Exception as error:  # compilers and kernels raise types of their own
+            except Exception as error:  # compilers and kernels raise their own types
                 measured[name] = Measurement(failure=_reason(error))
         times = alternate({name: subjects[name] for name in peaks}, seconds=seconds, device=device)
     for name, runs in times.items():
@@ -91,12 +94,16 @@ def alternate(
     device: str,
     min_runs: int = 3,
 ) -> dict[str, list[float]]:
-    """Time the subjects in turn, until the time is spent and each has run ``min_runs`` times.
+    """Time the subjects in turn, after one run each that is not timed.
 
-    Each runs once before, not timed.
+    Args:
+        subjects: Name to function.
+        seconds: Timing budget in seconds, for all subjects together.
+        device: Device that they run on.
+        min_runs: Number of timed runs that each subject has at least.
 
     Returns:
-        Seconds of every run.
+        Name to the seconds of every timed run.
     """
     if not subjects:
         return {}
@@ -122,9 +129,9 @@ def _wait(device: str) -> None:
 
 
 def peak_memory(run: Callable[[], object], device: str) -> int:
-    """Most bytes that torch had allocated at once during ``run()``, above those before it.
+    """Peak of the bytes that torch allocates during ``run()``, above those before it.
 
-    ``run`` should free nothing that was there before: on a CPU, the profiler does not see that.
+    ``run`` should not free earlier tensors: on a CPU, the profiler does not see that.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -142,7 +149,7 @@ def peak_memory(run: Callable[[], object], device: str) -> int:
 
 
 def inference(module: nn.Module, x: Tensor, precision: Dtype) -> Callable[[], Tensor]:
-    """A run of ``module(x)`` without gradients, under autocast unless ``"32"``."""
+    """A function that runs ``module(x)`` without gradients, under autocast unless ``"32"``."""
 
     def run() -> Tensor:
         with torch.no_grad(), autocast(x.device.type, precision):
@@ -155,16 +162,17 @@ def inference(module: nn.Module, x: Tensor, precision: Dtype) -> Callable[[], Te
 def training(
     module: nn.Module, x: Tensor, precision: Dtype, upstream: Tensor | None = None
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """A run of ``module(x)`` and its backward pass, under autocast unless ``"32"``.
+    """A function that runs ``module(x)`` and its backward pass.
 
     Args:
-        module: one tensor in, one out.
-        x: its input.
-        precision: of the products.
-        upstream: gradient of the result; ones by default.
+        module: A module with one tensor as input and one as output.
+        x: Its input.
+        precision: ``"32"``, or the dtype of autocast.
+        upstream: Gradient of the output; ones by default.
 
     Returns:
-        Gradients of ``x``, if it requires one, and of the parameters in their order.
+        A function that returns the gradients of ``x``, if it requires one, and of the parameters
+        in their order.
     """
     leaves = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
 

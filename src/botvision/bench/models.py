@@ -1,111 +1,127 @@
-"""Whole models, run in turn."""
+"""The benchmark of whole models, which run in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import torch
 from torch import nn
 
-from botvision.bench.measure import Measurement, inference, measure, training
-from botvision.config import Dtype, Mode
+from botvision.bench.config import ModelBenchConfig
+from botvision.bench.measure import inference, measure, training
+from botvision.bench.report import Report, header, model_table, settings_of
+from botvision.bench.rows import ModelRow
+from botvision.bench.validate import bench_device, check_positive, check_writable
 from botvision.errors import UserError
+from botvision.models import create_model
 from botvision.models.flops import count
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRow(Measurement):
-    """One model.
-
-    Args:
-        mode: ``"forward"`` or ``"train"``.
-        precision: ``"32"``, ``"bf16"`` or ``"16"``.
-        model: its name.
-        image_size: side of the images, pixels.
-        batch_size: images in a run.
-        parameters: their number.
-        multiply_adds: convolutions and products of the inference of one image.
-        images_per_second: at the median time.
-        ratio: median time over that of the first model.
-    """
-
-    mode: Mode
-    precision: Dtype
-    model: str
-    image_size: int
-    batch_size: int
-    parameters: int
-    multiply_adds: int
-    images_per_second: float | None
-    ratio: float | None
+# Makes a model (images in, one tensor out), and the side of its images in pixels.
+Builder = tuple[Callable[[], nn.Module], int]
 
 
-def bench_models(
-    models: Mapping[str, tuple[Callable[[], nn.Module], int]],
-    *,
-    batch_size: int = 1,
-    device: str = "cpu",
-    precision: Sequence[Dtype] = ("32",),
-    mode: Sequence[Mode] = ("forward",),
-    seconds: float = 20.0,
-    compile: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> Iterator[list[ModelRow]]:
-    """Measure all models in turn: each mode and precision gives one list of rows.
+def bench_models(config: ModelBenchConfig, *, quiet: bool = False) -> list[ModelRow]:
+    """Measure whole models in turn and compare them with the first.
+
+    Prints a table per mode and precision. An interrupted run has printed and saved what it had
+    measured.
 
     Args:
-        models: name to a function that makes the model (images in, one tensor out), and the side
-            of its images, pixels.
-        batch_size: images a run.
-        device: ``"cpu"`` or ``"cuda"``.
-        precision: of the products; ``"bf16"`` and ``"16"`` under autocast.
-        mode: ``"forward"`` is inference, ``"train"`` the sum of the outputs and its backward pass.
-        seconds: to spend on timing each mode and precision.
-        compile: by ``torch.compile``.
-        say: hears what comes next.
+        config: What to measure.
+        quiet: Print nothing.
+
+    Returns:
+        A row per mode, precision and model.
 
     Raises:
-        UserError: a model does not take images of its size.
+        UserError: There is no such model, a model does not run on images of its size, an option is
+            invalid, or a file cannot be written.
     """
-    # Before anything is measured, so that what cannot work is known at once.
-    figures = {name: _count(name, build, size) for name, (build, size) in models.items()}
+    config = replace(config, device=bench_device(config.device))
+    check_positive(
+        batch_size=config.batch_size, image_size=config.image_size, seconds=config.seconds
+    )
+    check_writable(json=config.json)
+    models = {name: _builder(name, config.image_size) for name in config.models}
+    report = Report(
+        header("model", settings_of(config)), model_table, json=config.json, quiet=quiet
+    )
+    try:
+        for group in measure_models(models, config, progress=report.progress):
+            report.add(group)
+    finally:
+        report.close()
+    return report.rows
+
+
+def _builder(text: str, image_size: int) -> Builder:
+    name, at, pixels = text.partition("@")
+    if at and not (pixels.isdecimal() and int(pixels)):
+        raise UserError(f"{text}: give NAME, or NAME@PIXELS with the side of the images")
+    size = int(pixels) if at else image_size
+    return partial(create_model, name, image_size=size), size
+
+
+def measure_models(
+    models: Mapping[str, Builder],
+    config: ModelBenchConfig,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Iterator[list[ModelRow]]:
+    """Measure all models in turn: one list of rows per mode and precision.
+
+    Training is the backward pass of the sum of the outputs.
+
+    Args:
+        models: Name to builder.
+        config: The other options; ``models`` and ``image_size`` are not read.
+        progress: Called with a line about what is measured next.
+
+    Raises:
+        UserError: A model does not run on images of its size.
+    """
+    # Before the measurements, so that a model that cannot run is known at once.
+    counts = {name: _count(name, build, size) for name, (build, size) in models.items()}
     built = {
-        name: build().to(device).to(memory_format=torch.channels_last)
+        name: build().to(config.device).to(memory_format=torch.channels_last)
         for name, (build, _) in models.items()
     }
     random = torch.Generator().manual_seed(0)
     images = {
-        name: torch.randn(batch_size, 3, size, size, generator=random)
-        .to(device)
+        name: torch.randn(config.batch_size, 3, size, size, generator=random)
+        .to(config.device)
         .contiguous(memory_format=torch.channels_last)
         for name, (_, size) in models.items()
     }
-    cases = list(product(mode, precision))
-    for number, (one_mode, one_precision) in enumerate(cases, start=1):
-        say(f"{one_mode}, {one_precision}: {', '.join(models)} ({number} of {len(cases)})")
-        if compile:
+    cases = list(product(config.mode, config.precision))
+    for number, (mode, precision) in enumerate(cases, start=1):
+        progress(f"{mode}, {precision}: {', '.join(models)} ({number} of {len(cases)})")
+        if config.compile:
             torch.compiler.reset()
-        make = training if one_mode == "train" else inference
+        make = training if mode == "train" else inference
         runs: dict[str, Callable[[], object]] = {}
         for name, model in built.items():
-            model.train(one_mode == "train")
-            if compile:
+            model.train(mode == "train")
+            if config.compile:
                 model.compile(dynamic=False)
-            runs[name] = make(model, images[name], one_precision)
-        measured = measure(runs, seconds=seconds, device=device)
+            runs[name] = make(model, images[name], precision)
+        measured = measure(runs, seconds=config.seconds, device=config.device)
         first = next(iter(measured.values())).median_ms
         yield [
             ModelRow(
-                mode=one_mode,
-                precision=one_precision,
+                mode=mode,
+                precision=precision,
                 model=name,
                 image_size=models[name][1],
-                batch_size=batch_size,
-                parameters=figures[name][0],
-                multiply_adds=figures[name][1],
-                images_per_second=batch_size / one.median_ms * 1e3 if one.median_ms else None,
+                batch_size=config.batch_size,
+                parameters=counts[name][0],
+                multiply_adds=counts[name][1],
+                images_per_second=config.batch_size / one.median_ms * 1e3
+                if one.median_ms
+                else None,
                 ratio=one.median_ms / first if one.median_ms and first else None,
                 **vars(one),
             )

@@ -1,4 +1,4 @@
-"""What ``botvision bench attention`` measured, as curves over the size of the map."""
+"""Rows of the attention benchmark as curves over the size of the map."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from matplotlib.typing import LineStyleType
 
-from botvision.bench.attention import CONVOLUTION, NO_POSITIONS, TIMM, AttentionRow
+from botvision.bench.rows import CONVOLUTION, NO_POSITIONS, TIMM, AttentionRow
 from botvision.visualize.curves import DPI, INK, LABEL_POINTS, PARTS, TOTAL, tidy
 
 PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}
-# What the implementations are compared to; they have the colours.
+# What the implementations, which have the other colors, are compared with.
 COMPARED: dict[str, tuple[str, LineStyleType]] = {
     TIMM: (TOTAL, "-"),
     NO_POSITIONS: ("#888888", "--"),
@@ -22,23 +22,23 @@ COMPARED: dict[str, tuple[str, LineStyleType]] = {
 
 
 def plot_attention(rows: Sequence[AttentionRow], path: Path) -> None:
-    """Draw time and peak memory of one image over the cells of the map, both logarithmic.
+    """Plot time and peak memory per image over the cells of the map, on logarithmic axes.
 
-    A row of panels for each precision; in it time and memory for each mode. A ring is the
+    Each precision has a row of panels: time and memory for each mode. Rings mark the
     implementation that ``impl="auto"`` would choose.
 
     Args:
-        rows: of any modes, precisions and maps.
-        path: the PNG to write.
+        rows: Rows of any modes, precisions and maps.
+        path: PNG file to write.
     """
     precisions = list(dict.fromkeys(row.precision for row in rows))
     modes = list(dict.fromkeys(row.mode for row in rows))
     subjects = list(dict.fromkeys(row.subject for row in rows))
     own = [subject for subject in subjects if subject not in COMPARED]
-    colours: dict[str, tuple[str, LineStyleType]] = {
+    colors: dict[str, tuple[str, LineStyleType]] = {
         subject: (PARTS[i % len(PARTS)], "-") for i, subject in enumerate(own)
     }
-    styles = {**colours, **COMPARED}
+    styles = {**colors, **COMPARED}
 
     width, height = 1.0 + 5.4 * len(modes), 1.3 + 2.5 * len(precisions)
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
@@ -83,17 +83,17 @@ def plot_attention(rows: Sequence[AttentionRow], path: Path) -> None:
 def _draw(
     axes: Axes, rows: list[AttentionRow], name: str, style: tuple[str, LineStyleType]
 ) -> None:
-    """One subject's line; a map on which it failed is left out."""
+    """Draw the line of one subject, without the maps on which it failed."""
     points = sorted(
         (row.height * row.width, getattr(row, name) / row.batch_size, row.auto)
         for row in rows
         if row.failure is None
     )
-    colour, line = style
+    color, line = style
     cells, values = [p[0] for p in points], [p[1] for p in points]
-    axes.plot(cells, values, linestyle=line, color=colour, linewidth=1.5, marker=".", markersize=4)
+    axes.plot(cells, values, linestyle=line, color=color, linewidth=1.5, marker=".", markersize=4)
     chosen = [p for p in points if p[2]]
-    axes.plot([p[0] for p in chosen], [p[1] for p in chosen], "o", color=colour, fillstyle="none")
+    axes.plot([p[0] for p in chosen], [p[1] for p in chosen], "o", color=color, fillstyle="none")
 
 
 def _label(axes: Axes, *, last: bool) -> None:

@@ -1,30 +1,37 @@
-"""Rows as they are measured: tables on the terminal, and a JSON file."""
+"""Rows as tables on the terminal and as JSON files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from json import dumps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
-from botvision.bench.attention import AttentionRow
-from botvision.bench.data import DataRow
-from botvision.bench.models import ModelRow
+from botvision.bench.config import AttentionBenchConfig, DataBenchConfig, ModelBenchConfig
+from botvision.bench.rows import AttentionRow, DataRow, ModelRow
 from botvision.environment import machine, versions
 from botvision.files import write_text
+from botvision.terminal import terminal
 
 _LEGEND = "ms: median; spread: interquartile range; MiB: peak memory above the start"
 
 Row = TypeVar("Row", AttentionRow, ModelRow)
 
 
+def settings_of(
+    config: AttentionBenchConfig | ModelBenchConfig | DataBenchConfig,
+) -> dict[str, Any]:
+    """The options that decide the rows: all except the files to write."""
+    return {name: value for name, value in asdict(config).items() if name not in ("json", "plot")}
+
+
 def header(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a JSON file says before its rows: ``kind``, when, on what machine, with what."""
+    """The first entries of a result file: kind, time, machine, versions and settings."""
     return {
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -34,98 +41,108 @@ def header(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def collect(
-    rows: list[Row],
-    measure: Callable[..., Iterator[list[Row]]],
-    *,
-    header: dict[str, Any],
-    table: Callable[[Sequence[Row]], Table],
-    json: Path | None,
-    console: Console,
+def save_rows(
+    path: Path, header: dict[str, Any], rows: Sequence[AttentionRow | ModelRow | DataRow]
 ) -> None:
-    """Save each group of rows at once, and print a table whenever its last row is there.
+    """Write a result file: the entries of :func:`header`, then ``rows``."""
+    content = {**header, "rows": [asdict(row) for row in rows]}
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
-    Also an interrupted run prints what there is.
+
+class Report(Generic[Row]):
+    """Prints and saves rows while they are measured.
+
+    ``close`` prints what an interrupted run has measured.
 
     Args:
-        rows: gets the rows.
-        measure: called with ``say=``, gives groups of rows, those of a table in succession.
-        header: see :func:`header`.
-        table: of the rows of one mode and precision.
-        json: the file, if any.
-        console: where to print; what is being measured goes to standard error.
+        header: See :func:`header`.
+        table: Makes a table of the rows of one mode and precision.
+        json: File for the rows, saved after each group.
+        quiet: Print nothing.
     """
-    progress = Console(stderr=True)
-    status = progress.status("")
-    unprinted: list[Row] = []
 
-    def say(line: str) -> None:
-        status.update(line)
-        status.start()
-        if not progress.is_terminal:
-            progress.print(line, highlight=False, soft_wrap=True)
+    def __init__(
+        self,
+        header: dict[str, Any],
+        table: Callable[[Sequence[Row]], Table],
+        *,
+        json: Path | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.rows: list[Row] = []
+        self._header = header
+        self._table: Callable[[Sequence[Row]], Table] = table
+        self._json = json
+        self._console = terminal(quiet)
+        self._stderr = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._status = self._stderr.status("")
+        self._unprinted: list[Row] = []
+        here = header["machine"]
+        on_gpu = header["settings"]["device"] == "cuda"
+        device = here["gpu"] if on_gpu else f"{here['cpu']}, {here['threads']} threads"
+        self._console.print(f"{device}, torch {header['versions']['torch']}")
 
-    def show() -> None:
-        status.stop()
-        if unprinted:
-            console.print(table(unprinted))
-        for row in unprinted:
+    def progress(self, line: str) -> None:
+        """Show what is measured next on standard error."""
+        self._status.update(line)
+        self._status.start()
+        if not self._stderr.is_terminal:
+            self._stderr.print(line)
+
+    def add(self, group: Sequence[Row]) -> None:
+        """Save a group of rows, and print the table before it if it begins a new one."""
+        if self._unprinted and _title(self._unprinted[0]) != _title(group[0]):
+            self.close()
+        self._unprinted += group
+        self.rows += group
+        if self._json is not None:
+            save_rows(self._json, self._header, self.rows)
+
+    def close(self) -> None:
+        """Print the rows that are not printed yet."""
+        self._status.stop()
+        if self._unprinted:
+            self._console.print(self._table(self._unprinted), soft_wrap=False)
+        for row in self._unprinted:
             if row.failure is not None:
-                what = f"{_map(row)} {row.subject}" if isinstance(row, AttentionRow) else row.model
-                console.print(f"{what}: {row.failure}", highlight=False, soft_wrap=True)
-        unprinted.clear()
-
-    here = header["machine"]
-    on_gpu = header["settings"]["device"] == "cuda"
-    on = here["gpu"] if on_gpu else f"{here['cpu']}, {here['threads']} threads"
-    console.print(f"{on}, torch {header['versions']['torch']}", highlight=False, soft_wrap=True)
-    try:
-        for group in measure(say=say):
-            if unprinted and _title(unprinted[0]) != _title(group[0]):
-                show()
-            unprinted += group
-            rows += group
-            if json is not None:
-                content = {**header, "rows": [asdict(row) for row in rows]}
-                write_text(json, dumps(content, indent=2) + "\n")
-    finally:
-        show()
+                self._console.print(f"{row.label}: {row.failure}")
+        self._unprinted.clear()
 
 
 def attention_table(rows: Sequence[AttentionRow]) -> Table:
-    """A line for each map and subject, the choice of ``impl="auto"`` bold."""
+    """A line per map and layer; the choice of ``impl="auto"`` is bold."""
     table = _table(
         _title(rows[0]),
         left=("map", "batch", "layer"),
         right=("ms", "spread", "MiB", "error", "vs timm"),
         caption=f"auto: chosen by impl=auto; {_LEGEND}; error: relative, from float64; vs timm: "
-        "timm's time over this one's",
+        "timm's time divided by this one's",
     )
     previous = ""
     for row in rows:
-        new = _map(row) != previous
+        new = row.map != previous
         if new:
             table.add_section()
         table.add_row(
-            _map(row) if new else "",
+            row.map if new else "",
             str(row.batch_size) if new else "",
             f"{row.subject} (auto)" if row.auto else row.subject,
-            *_figures(row),
+            *_numbers(row),
             "" if row.relative_error is None else f"{row.relative_error:.1e}",
             "" if row.ratio is None else f"{row.ratio:.2f}x",
             style="bold" if row.auto else None,
         )
-        previous = _map(row)
+        previous = row.map
     return table
 
 
 def model_table(rows: Sequence[ModelRow]) -> Table:
-    """A line for each model."""
+    """A line per model."""
     table = _table(
         f"{_title(rows[0])}, batch {rows[0].batch_size}",
         left=("model",),
         right=("px", "params", "products", "ms", "spread", "MiB", "images/s", "time"),
-        caption=f"products: multiply-adds of an image; {_LEGEND}; time: over the first model's",
+        caption=f"products: multiply-adds per image; {_LEGEND}; time: divided by the first model's",
     )
     for row in rows:
         table.add_row(
@@ -133,7 +150,7 @@ def model_table(rows: Sequence[ModelRow]) -> Table:
             str(row.image_size),
             f"{row.parameters / 1e6:.2f} M",
             f"{row.multiply_adds / 1e9:.2f} G",
-            *_figures(row),
+            *_numbers(row),
             "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
             "" if row.ratio is None else f"{row.ratio:.2f}x",
         )
@@ -141,12 +158,12 @@ def model_table(rows: Sequence[ModelRow]) -> Table:
 
 
 def data_table(rows: Sequence[DataRow], image_size: int) -> Table:
-    """A line for each pipeline."""
+    """A line per pipeline."""
     table = _table(
         f"to {image_size} px, one process on one core",
         left=("pipeline",),
         right=("images/s", "spread", "speed"),
-        caption="images/s: median; spread: interquartile range; speed: over the first row's",
+        caption="images/s: median; spread: interquartile range; speed: divided by the first row's",
     )
     for row in rows:
         rate, spread = f"{row.images_per_second:.0f}", f"{row.spread:.0f}"
@@ -158,10 +175,6 @@ def _title(row: AttentionRow | ModelRow) -> str:
     return f"{row.mode}, precision {row.precision}"
 
 
-def _map(row: AttentionRow) -> str:
-    return f"{row.height}x{row.width}"
-
-
 def _table(title: str, *, left: Sequence[str], right: Sequence[str], caption: str) -> Table:
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for heading in left:
@@ -171,8 +184,8 @@ def _table(title: str, *, left: Sequence[str], right: Sequence[str], caption: st
     return table
 
 
-def _figures(row: AttentionRow | ModelRow) -> tuple[str, str, str]:
-    """Median, spread and peak, or dashes."""
+def _numbers(row: AttentionRow | ModelRow) -> tuple[str, str, str]:
+    """Median, spread and peak, or dashes for a failure."""
     if row.median_ms is None or row.spread_ms is None or row.peak_mib is None:
         return "-", "-", "-"
     digits = 2 if row.median_ms < 100 else 1

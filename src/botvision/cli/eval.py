@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from botvision.cli.parsers import Parser
+from botvision.cli.parsers import Parser, config_parser
 from botvision.config import EvaluateConfig
 
 
 def eval_parser() -> Parser:
     """``botvision eval``."""
-    parser = Parser(description="Metrics of a run on a data set: COCO's, or accuracy.")
+    parser = config_parser(EvaluateConfig)
+    parser.description = "Metrics of a run on a data set: COCO's, or accuracy."
     parser.add_argument("run", type=Path, help="run folder or best.safetensors")
     parser.add_argument("data", type=str, help="COCO or class folders, an archive, a built-in set")
-    parser.add_config(EvaluateConfig, switches=["flip"], lists=["scales"])
     return parser
 
 

@@ -61,12 +61,12 @@ def _usage() -> str:
     )
 
 
-def _with_flags(error: UserError, parser: Parser) -> str:
+def _with_flags(error: UserError, options: set[str]) -> str:
     """The message of an error in one line, with options of the command for parameters."""
 
     def flag(name: str) -> str | None:
         option = f"--{name.replace('_', '-')}"
-        return option if option in parser._option_string_actions else None
+        return option if option in options else None
 
     # One that crossed from a loading process brings its traceback along, the message last.
     line = str(error).strip().splitlines()[-1].removeprefix("botvision.errors.UserError: ")
@@ -102,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"botvision {args[0]}: error: {_with_flags(error, parser)}", file=sys.stderr)
+        options = parser.options()
+        if args[0] == "train":  # whose parser depends on the task
+            options |= train.train_parser("classification").options()
+        print(f"botvision {args[0]}: error: {_with_flags(error, options)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from dataclasses import MISSING, Field, fields
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser
@@ -21,33 +22,58 @@ class Parser(ArgumentParser):
         print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
-    def add_config(
-        self, config: type, *, switches: Sequence[str] = (), lists: Sequence[str] = ()
-    ) -> None:
-        """Every field of a dataclass as an option, its docstring as the help.
-
-        Args:
-            config: the dataclass; fields without a default are positionals.
-            switches: Boolean fields whose option takes no value.
-            lists: fields whose option takes several numbers.
-        """
-        skip = {*switches, *lists}
-        self.add_class_arguments(config, as_group=False, as_positional=True, skip=skip)
-        params = docstring_parser.parse(config.__doc__ or "").params
-        texts = {param.arg_name: param.description for param in params}
-        for name in switches:
-            self.add_argument(f"--{name}", action="store_true", help=texts[name])
-        for name in lists:
-            self.add_argument(f"--{name}", type=float, nargs="+", help=texts[name])
+    def add_train_config(self, config: type) -> None:
+        """Every field of a training's dataclass as an option, DATA as the positional."""
+        self.add_class_arguments(config, as_group=False, as_positional=True)
         for action in self._actions:
             dashed = [option.replace("_", "-") for option in action.option_strings]
             for option in set(dashed) - set(action.option_strings):
                 self._option_string_actions[option] = action
             action.option_strings = dashed
 
+    def options(self) -> set[str]:
+        """All options, such as ``--batch-size``, those of subcommands included."""
+        parsers = [self]
+        if self._subcommands_action is not None:
+            parsers += self._subcommands_action.choices.values()
+        return {option for parser in parsers for option in parser._option_string_actions}
+
     def given(self, arguments: Sequence[str]) -> dict[str, Any]:
         """The options that ``arguments`` give, without defaults."""
         return dict(self.parse_args(list(arguments), defaults=False).as_dict())
+
+
+def config_parser(config: type[Any]) -> Parser:
+    """A parser of the fields of a dataclass, whose docstring is the help.
+
+    Positional fields become positional arguments and keyword-only fields become options. A list
+    accepts several values, and a bool is a switch.
+    """
+    documentation = docstring_parser.parse(config.__doc__ or "")
+    helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    types = get_type_hints(config)
+    parser = Parser(description=documentation.description)
+    for field in fields(config):
+        name = f"--{field.name.replace('_', '-')}" if field.kw_only else field.name
+        settings = _type_settings(field, types[field.name])
+        parser.add_argument(name, help=helps[field.name], **settings)
+    return parser
+
+
+def _type_settings(field: Field[Any], hint: Any) -> dict[str, Any]:
+    """The arguments of ``add_argument`` that follow from a field's type and default."""
+    settings: dict[str, Any] = {}
+    if field.default_factory is not MISSING:
+        settings["default"] = field.default_factory()
+    elif field.default is not MISSING:
+        settings["default"] = field.default
+    if hint is bool:
+        return {**settings, "action": "store_true"}
+    for option in (hint, *get_args(hint)):  # a list, or a list or None
+        if get_origin(option) is list:
+            (item,) = get_args(option)
+            return {**settings, "type": item, "nargs": "+" if field.kw_only else "*"}
+    return {**settings, "type": hint}
 
 
 def take(arguments: Sequence[str], option: str) -> tuple[list[str], list[str]]:

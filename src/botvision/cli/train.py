@@ -39,7 +39,7 @@ def train_parser(task: Task = "detection") -> Parser:
         action="store_true",
         help="print the settings that would be used as YAML, and do nothing",
     )
-    parser.add_config(_CONFIGS[task])
+    parser.add_train_config(_CONFIGS[task])
     return parser
 
 
