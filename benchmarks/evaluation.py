@@ -155,10 +155,10 @@ def evaluation(
         )
 
     def fresh() -> list[dict[str, Any]]:
-        return [dict(result) for result in results]  # evaluations write into them
+        return [dict(result) for result in results]  # pycocotools writes into them
 
     runs: dict[str, Callable[[], Metrics]] = {
-        OURS: lambda: coco_metrics(ours, fresh(), masks=True)[0],
+        OURS: lambda: coco_metrics(ours, results, masks=True)[0],
         THEIRS: lambda: by_pycocotools(theirs, fresh()),
     }
     found = {name: run() for name, run in runs.items()}

@@ -3,6 +3,8 @@
 import pytest
 
 from botvision.cli.main import main
+from botvision.cli.train import parse_train, task_of_arguments, train_parser
+from botvision.tasks.train import training_config
 
 
 def run(capsys, *arguments):
@@ -19,3 +21,9 @@ def fail(capsys, *arguments):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
+
+
+def train_config(*arguments):
+    """All settings of ``botvision train ARGUMENTS``."""
+    arguments = list(map(str, arguments))
+    return training_config(**parse_train(train_parser(task_of_arguments(arguments)), arguments))

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from botvision.cli import parsers
 from botvision.cli.bench import bench_parser
 from botvision.cli.main import COMMANDS
+from botvision.cli.train import train_parser
+from botvision.settings import RECIPES as RECIPES_FOLDER
+from botvision.settings import recipe_names
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide.md"
 DOCUMENTS = [ROOT / "README.md", GUIDE, ROOT / "benchmarks" / "README.md"]
-RECIPES = sorted(parsers.RECIPES.rglob("*.yaml"))
+RECIPES = sorted(RECIPES_FOLDER.rglob("*.yaml"))
 OF_BENCHMARKS = {"--plan", "--detections", "--classes"}  # of the scripts in benchmarks/
 
 
@@ -40,10 +42,10 @@ def test_the_command_takes_it(line, capsys):
 
 def train_error(kind, arguments, capsys):
     """What is wrong with ``botvision train ARGUMENTS`` on data of a kind, or None."""
-    error = parse_error(parsers.train_parser(kind), arguments, capsys)
+    error = parse_error(train_parser(kind), arguments, capsys)
     if error is None and "--recipe" in arguments:
         recipe = arguments[arguments.index("--recipe") + 1]
-        return None if recipe in parsers.recipe_names(kind) else f"no recipe {recipe} of {kind}"
+        return None if recipe in recipe_names(kind) else f"no recipe {recipe} of {kind}"
     return error
 
 
@@ -57,7 +59,7 @@ def parse_error(parser, arguments, capsys):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_option_exists(path):
-    made = [parsers.train_parser("detection"), parsers.train_parser("classification")]
+    made = [train_parser("detection"), train_parser("classification")]
     made += [make() for make, _, _ in COMMANDS.values()]
     made += bench_parser()._subcommands_action.choices.values()
     options = {option for parser in made for option in parser._option_string_actions}

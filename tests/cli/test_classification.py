@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from botvision.attention.position import resize_relative
 from botvision.cli.main import main
-from botvision.cli.parsers import parse_train, recipe_names
 from botvision.config import ClassificationConfig
 from botvision.data.samplers import sample_images
+from botvision.settings import recipe_names
 from botvision.tasks.checkpoint import ClassifierSpec
 from botvision.training.optimizer import make_optimizer
 from class_files import CLASSES, write_classes
-from commandline import fail
+from commandline import fail, train_config
 from killed import run_and_kill
 
 # In which an image gives the same in any batch.
@@ -184,7 +184,7 @@ def test_a_detectors_flag_is_refused(run, data, capsys, flags):
         with pytest.raises(SystemExit) as stopped:
             main([*command, *flags])
         assert stopped.value.code == 2
-        line = f"{flags[0]}: is for detectors alone, which {run} is not; leave it out"
+        line = f"{flags[0]}: is for detectors only, which {run} is not; leave it out"
         assert line in capsys.readouterr().err
 
 
@@ -294,13 +294,13 @@ def test_any_model_of_timm_trains(data, tmp_path, name):
 
 @pytest.mark.parametrize("name", recipe_names("classification"))
 def test_every_recipe_parses(data, name):
-    config, _ = parse_train([str(data), "--recipe", name])
+    config = train_config(data, "--recipe", name)
     assert isinstance(config, ClassificationConfig)
 
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_position_tables_and_norms_decay_only_when_asked(data, everything):
-    config, _ = parse_train([str(data), *SETTINGS, "--decay-all", str(everything).lower()])
+    config = train_config(data, *SETTINGS, "--decay-all", str(everything).lower())
     model = ClassifierSpec.of(config, CLASSES).build()
     groups = make_optimizer(model, config, 10)["optimizer"].param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -313,7 +313,10 @@ def test_position_tables_and_norms_decay_only_when_asked(data, everything):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-size", "5", "--accumulate", "2"], "--batch-size 5: is for the whole step"),
+        (
+            ["--batch-size", "5", "--accumulate", "2"],
+            "--batch-size 5: is the global batch size, split into 2 equal parts (--accumulate",
+        ),
         (["--mixup", "0.2", "--batch-size", "3"], "--batch-size is to be even"),
         (["--jitter", "[1, 2]"], "jitter"),
         (["--recipe", "demo"], "--recipe demo: no such recipe for classification"),

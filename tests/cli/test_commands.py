@@ -16,16 +16,15 @@ from pycocotools.cocoeval import COCOeval
 
 from botvision.cli import doctor as doctor_module
 from botvision.cli.main import COMMANDS, main
-from botvision.cli.parsers import parse_train, recipe_names
 from botvision.config import DetectionConfig, DetectorConfig
-from botvision.errors import UserError
 from botvision.models import list_models
-from commandline import fail, run
+from botvision.settings import recipe_names
+from commandline import fail, run, train_config
 from tiny import TINY_SETTINGS
 
 
 def settings(*arguments):
-    return parse_train(["shapes", *arguments])[0]
+    return train_config("shapes", *arguments)
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
@@ -82,11 +81,12 @@ def test_every_recipe_parses(name):
             "--recipe best: no such recipe for",
         ),
         (["train", "shapes", "--config", "no.yaml"], "--config no.yaml: no such file"),
+        (["eval", "RUN", "shapes", "--batch-size", "0"], "--batch-size 0: give at least 1"),
         (["train", "shapes", "--batch-size", "many"], "batch_size"),
         (["train", "shapes", "--learning-rate", "1"], "learning-rate"),
         (["eval", "nowhere", "shapes"], "nowhere"),
         (["predict", "nowhere", "a.jpg"], "nowhere"),
-        (["predict", "nowhere", "a.jpg", "--mask-format", "png"], "mask_format"),
+        (["predict", "nowhere", "a.jpg", "--mask-format", "png"], "mask-format"),
         (["predict", "nowhere", "a.jpg", "--batch-size", "0"], "--batch-size 0: give at least 1"),
         (["train", "shapes", "--resume"], "--resume needs --out"),
         (["fly"], "no command is named 'fly'; choose one of train"),
@@ -101,7 +101,7 @@ def test_wrong_input_is_one_line(capsys, arguments, message):
     [
         (["--image-size", "100"], "--image-size 100: give a multiple of 32"),
         (["--batch-size", "0"], "--batch-size 0: give at least 1"),
-        (["--norm", "sync", "--device", "cpu"], "--norm sync: torch synchronises batch norm"),
+        (["--norm", "sync", "--device", "cpu"], "--norm sync: torch synchronizes batch norm"),
         (["--model", "botnet51"], "no model is named 'botnet51'; did you mean"),
         (["--weights", "no.pth"], "no.pth: no such weights file"),
         (["--device", "cuda"], "--device cuda: not available here"),
@@ -238,7 +238,7 @@ def test_max_detections(capsys, tiny_run, tiny_data, tmp_path):
 
 def test_a_classifiers_flag_is_refused_for_a_detector(capsys, tiny_run, tiny_data):
     line = fail(capsys, "eval", tiny_run, tiny_data, "--image-size", "96")
-    assert f"--image-size: is for classifiers alone, which {tiny_run} is not; leave it out" in line
+    assert f"--image-size: is for classifiers only, which {tiny_run} is not; leave it out" in line
 
 
 def test_a_broken_training_image_is_named(capsys, tiny_data, tmp_path):
@@ -284,7 +284,7 @@ def test_detection_data_trains_faster_rcnn(capsys, tiny_data, tmp_path):
     assert "bbox" in metrics and "segm" not in metrics
     image = data / "val" / "000000.jpg"
     line = fail(capsys, "predict", tmp_path / "run", image, "--mask-format", "polygon")
-    assert "--mask-format: is for segmentation models alone" in line
+    assert "--mask-format: is for segmentation models only" in line
     line = fail(
         capsys, "train", data, *arguments[:-1], tmp_path / "other", "--task", "segmentation"
     )
@@ -296,7 +296,7 @@ def test_models(capsys, monkeypatch):
     table = run(capsys, "models")
     assert "20.852 M" in table
     assert all(name in table for name in list_models())
-    monkeypatch.setattr("botvision.cli.models.list_models", lambda: ["botnet50"])
+    monkeypatch.setattr("botvision.models.list_models", lambda: ["botnet50"])
     (row,) = json.loads(run(capsys, "models", "--json"))
     assert (row["name"], row["parameters"], row["image_size"]) == ("botnet50", 20_852_008, 224)
 
@@ -321,6 +321,6 @@ def test_debug_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_the_parser_is_not_shared():
-    with pytest.raises(UserError, match="--recipe needs a value"):
-        parse_train(["--recipe"])
+@pytest.mark.parametrize("option", ["--recipe", "--task"])
+def test_an_option_without_its_value_is_one_line(capsys, option):
+    assert option in fail(capsys, "train", "shapes", option)

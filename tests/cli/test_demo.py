@@ -5,7 +5,6 @@ import shutil
 import torch
 from PIL import Image
 
-from botvision.config import DetectionConfig
 from botvision.tasks.checkpoint import load_model
 from botvision.tasks.demo import attention_weights, demo
 
@@ -15,8 +14,7 @@ def test_a_complete_run_is_drawn_again(tiny_run, tiny_data, tmp_path, capsys):
     shutil.copytree(tiny_run, out)
     for picture in (out / "plots").iterdir():
         picture.unlink()
-    config = DetectionConfig(str(tiny_data), image_size=64, batch_size=3, max_steps=8, out=out)
-    demo(config)
+    demo(out, data=str(tiny_data), max_steps=8)
     text = capsys.readouterr().out
     assert "mask AP50" in text
     for name in (

@@ -73,7 +73,7 @@ def test_a_run_that_gets_no_better_stops_early_and_is_complete(tiny_data, tmp_pa
     assert "stopped at step 6: 2 evaluations without a better one" in capsys.readouterr().out
     assert [event["step"] for event in events(run, "eval")] == [2, 4, 6]
     train(tiny_data, run, "--max-steps", 20, "--resume")
-    assert "complete, 6 of 20 steps; raise --patience to go on" in capsys.readouterr().out
+    assert "complete, 6 of 20 steps; raise patience to continue" in capsys.readouterr().out
     assert len(events(run, "train")) == 6
     train(tiny_data, run, "--patience", 3, "--resume")
     assert "stopped at step 8: 3 evaluations" in capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_a_run_that_gets_no_better_stops_early_and_is_complete(tiny_data, tmp_pa
     assert [event["step"] for event in events(run, "eval")] == [2, 4, 6, 8, 10]
     for steps in (10, 5):
         train(tiny_data, run, "--max-steps", steps, "--resume")
-        assert f"complete, 10 of {steps} steps; raise --epochs to go on" in capsys.readouterr().out
+        assert f"complete, 10 of {steps} steps; raise epochs to continue" in capsys.readouterr().out
 
 
 def test_frozen_stages_and_recomputed_blocks(tiny_data, tmp_path, capsys):

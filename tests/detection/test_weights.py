@@ -16,11 +16,11 @@ from torchvision.models.detection import (
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from botvision.cli.parsers import parse_train
 from botvision.config import DetectorConfig
 from botvision.detection import build_detector
 from botvision.detection.weights import load_detector_weights
 from botvision.errors import UserError
+from commandline import train_config
 
 COCO = tuple(
     name for name in MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:] if name != "N/A"
@@ -30,7 +30,7 @@ SIZE = 128
 
 def recipe(version):
     """Norm and detector of the recipe for torchvision's first or second version."""
-    config = parse_train(["shapes", "--recipe", f"finetune_v{version}"])[0]
+    config = train_config("shapes", "--recipe", f"finetune_v{version}")
     assert (config.model, config.weights) == ("resnet50", NAMES[version])
     return {"norm": config.norm, "config": replace(config.detector, score_threshold=0.0)}
 

@@ -1,6 +1,7 @@
 """Loss, optimiser, schedule, saved model."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from botvision.config import DetectionConfig, DetectorConfig
 from botvision.data.categories import Categories
 from botvision.errors import UserError
 from botvision.tasks.checkpoint import DetectorSpec, load_model, save_model
-from botvision.tasks.detection import DetectorModule
+from botvision.tasks.detection import DetectionModule
 from botvision.training.schedule import learning_rate_factor
 
 
@@ -49,7 +50,9 @@ class Broken(nn.Module):
 
 
 def test_a_non_finite_loss_stops_and_names_the_images():
-    module = DetectorModule(Broken(), DetectionConfig("data"), 10, {5: "a.png", 9: "b.png"})
+    names = ("a.png", "c.png", "b.png")
+    data = SimpleNamespace(image_ids=(5, 7, 9), image_name=names.__getitem__)
+    module = DetectionModule(Broken(), DetectionConfig("data"), 10, data)
     targets = [{"image_id": torch.tensor(5)}, {"image_id": torch.tensor(9)}]
     with pytest.raises(UserError, match=r"not finite at step 0 .*loss_mask nan.* a\.png, b\.png"):
         module.training_step(([], targets), 0)
@@ -68,7 +71,7 @@ CARD = DetectorSpec(
 
 def test_weight_decay_leaves_norms_biases_and_position_tables_alone():
     detector = CARD.build()
-    module = DetectorModule(detector, DetectionConfig("data", weight_decay=0.5), 10, {})
+    module = DetectionModule(detector, DetectionConfig("data", weight_decay=0.5), 10, None)
     optimizer = module.configure_optimizers()["optimizer"]
     names = {id(p): n for n, p in detector.named_parameters()}
     groups = {
@@ -111,7 +114,7 @@ def test_frozen_stages_keep_weights_and_statistics(tmp_path):
         torch.manual_seed(0)
         detector = CARD.build().train()
         frozen = detector.backbone.first_stages(stages)
-        module = DetectorModule(detector, config, 10, {}, frozen)
+        module = DetectionModule(detector, config, 10, None, frozen)
         names = [n for n, _ in detector.backbone.body.named_children()]
         if last is not None:
             module.on_train_batch_start(([], []), 0)

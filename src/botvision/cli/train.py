@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -56,23 +57,29 @@ def task_of_arguments(arguments: Sequence[str]) -> Task:
     return task_of(data)
 
 
+def parse_train(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
+    """What the arguments give: ``data``, ``recipe``, ``config``, ``resume`` and ``settings``."""
+    settings = parser.given(arguments)
+    settings.pop("print_config", None)
+    options = {name: settings.pop(name, None) for name in ("data", "recipe", "config")}
+    return {**options, "resume": settings.pop("resume", False), "settings": settings}
+
+
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Train, or print the settings."""
     own = train_parser(task_of_arguments(arguments))
     own.prog, own.epilog = parser.prog, parser.epilog
-    # So that the settings may be printed without data.
-    bare = "--print-config" in arguments and _data(arguments) is None
-    settings = own.given([*(["shapes"] if bare else []), *arguments])
-    options = {name: settings.pop(name, None) for name in ("recipe", "config")}
-    resume = settings.pop("resume", False)
-    printing = settings.pop("print_config", False)
-    data = settings.pop("data")
+    printing = "--print-config" in arguments
+    # The settings can be printed without data, and a built-in set need not be opened.
+    bare = printing and _data(arguments) is None
+    options = parse_train(own, [*(["shapes"] if bare else []), *arguments])
     from botvision.tasks.train import train, training_config
 
     if not printing:
-        train(data, **options, resume=resume, **settings)
+        settings = options.pop("settings")
+        train(options.pop("data"), **options, **settings)
         return
-    config = plain(training_config(data, **options, resume=resume, settings=settings))
+    config = plain(training_config(**options))
     if bare:
         del config["data"]
     print(yaml.safe_dump(config, sort_keys=False), end="")

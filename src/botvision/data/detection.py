@@ -94,7 +94,8 @@ class DetectionData(ABC):
         The default is built from ``objects``, with areas of the masks, or of the boxes where there
         are none.
         """
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index, image_id in enumerate(self.image_ids):
             width, height = self.image(index).size
             images.append({"id": image_id, "width": width, "height": height})
@@ -153,9 +154,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     An item is the jittered image, uint8 (3, h, w), and a target with ``boxes`` float32 (n, 4), xyxy
     in pixels of that image; ``labels`` int64 (n,), from 1; with ``masks``, ``masks``, a ``Masks``;
-    and ``image_id``, an int64 scalar. Instances less than a pixel wide or high after the transform, or
-    without a pixel in their mask, are left out. An item is a function of ``seed``, epoch and index
-    only, whichever process makes it and in whatever order.
+    and ``image_id``, an int64 scalar. Instances less than a pixel wide or high after the transform,
+    or without a pixel in their mask, are left out. An item is a function of ``seed``, epoch and
+    index only, whichever process makes it and in whatever order.
 
     Args:
         data: the split.
@@ -213,7 +214,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             kept = np.sort(rng.choice(kept, self.max_instances, replace=False))
         target: Target = {"image_id": torch.tensor(self.data.image_ids[index])}
         if self.masks:
-            segmentations = [objects.segmentations[row] for row in kept]
+            segmentations = [objects.segmentations[row] for row in kept.tolist()]
             target["masks"], drawn = transform.masks([s for s in segmentations if s is not None])
             kept = kept[drawn]
         target["boxes"] = torch.from_numpy(boxes[kept].astype(np.float32))

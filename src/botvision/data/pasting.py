@@ -31,7 +31,7 @@ def paste_mask(
         Top and left of a part of the image, and its (h, w) probabilities.
     """
     # A cell of zeros around the mask, so that the box grows by as much.
-    padded = np.pad(mask.astype(np.float32), 1)
+    padded: NDArray[np.float32] = np.pad(mask.astype(np.float32), 1)
     scale = np.float32(padded.shape[0] / mask.shape[0])
     x0, y0, x1, y1 = box.astype(np.float32)
     half_width, half_height = (x1 - x0) * np.float32(0.5), (y1 - y0) * np.float32(0.5)
@@ -44,7 +44,8 @@ def paste_mask(
     first_row, first_column = max(top, 0), max(left, 0)
     rows = rows[first_row - top : max(min(bottom + 1, size[0]) - top, 0)]
     columns = columns[first_column - left : max(min(right + 1, size[1]) - left, 0)]
-    return first_row, first_column, rows @ padded @ columns.T
+    pasted = np.asarray(rows @ padded @ columns.T, np.float32)
+    return first_row, first_column, pasted
 
 
 def _bilinear(length: int, resized: int) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -87,7 +87,7 @@ class DetectorSpec:
         """The detector, its weights drawn at random."""
         _check_objects(self.objects, impl=impl, box_head=box_head)
         check_model_args(self.model, self.model_args)
-        return build_detector(
+        detector = build_detector(
             self.model,
             len(self.categories),
             self.image_size,
@@ -96,7 +96,8 @@ class DetectorSpec:
             config=self.detector,
             model_args=_with_impl(self.model_args, impl),
             box_head=box_head,
-        ).to(memory_format=torch.channels_last)
+        )
+        return detector.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class ClassifierSpec:
         *,
         impl: Implementation | None = None,
         box_head: nn.Module | None = None,
-        **regularization: Any,
+        regularization: Mapping[str, Any] | None = None,
     ) -> nn.Module:
         """The classifier, its weights drawn at random; ``regularization`` in timm's words."""
         _check_objects(self.objects, impl=impl, box_head=box_head)
@@ -156,7 +157,7 @@ class ClassifierSpec:
                 num_classes=len(self.classes),
                 image_size=self.image_size,
                 **_with_impl(self.model_args, impl),
-                **regularization,
+                **(regularization or {}),
             )
         except UserError:
             raise

@@ -169,7 +169,8 @@ class ClassificationTraining:
         objects = ["impl"] if self.impl is not None else []
         spec = ClassifierSpec.of(config, self.train.classes, objects)
         rates = {"drop_rate": config.dropout, "drop_path_rate": config.drop_path}
-        model = spec.build(impl=self.impl, **{name: rate for name, rate in rates.items() if rate})
+        rates = {name: rate for name, rate in rates.items() if rate}
+        model = spec.build(impl=self.impl, regularization=rates)
         summary = [data.summary() for data in (self.train, self.val) if data is not None]
         if config.weights is not None:
             summary.append(str(load_weights(model, config.weights)))
@@ -229,7 +230,7 @@ def _validation(
         draw_confusion(evaluator.classes, evaluator.confusion, folder / "confusion.png")
 
     facts = {"split": split, "images": len(chosen), "images_in_split": len(data)}
-    return Validation(loader, evaluator, draw, facts)
+    return Validation(loader, evaluator, draw, facts, [])
 
 
 def classification_pass(

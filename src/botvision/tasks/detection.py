@@ -288,7 +288,7 @@ def _validation(
         plot_precision_recall(evaluator.curves, folder)
 
     facts = {"split": split, "images": len(chosen), "images_in_split": len(data)}
-    return Validation(loader, evaluator, draw, facts)
+    return Validation(loader, evaluator, draw, facts, [*filter(None, [str(evaluator.labels)])])
 
 
 def detection_pass(
@@ -323,7 +323,4 @@ def detection_pass(
         process=Process(),
         batch_size=batch_size,
     )
-    summary = [split.summary()]
-    if str(validation.evaluator.labels):
-        summary.append(str(validation.evaluator.labels))
-    return EvaluationPass(module, validation, summary)
+    return EvaluationPass(module, validation, [split.summary(), *validation.summary])

@@ -208,8 +208,9 @@ def read_images(
     images: ImageSource | Iterable[ImageSource], on_error: OnError | None = None
 ) -> Iterator[_Opened]:
     """The images with their files; those of a folder by their ending, sorted by name."""
-    several = not isinstance(images, str | PathLike | Image.Image | np.ndarray)
-    for source in images if several else (images,):  # type: ignore[union-attr]
+    if isinstance(images, str | PathLike | Image.Image | np.ndarray):
+        images = [images]
+    for source in images:
         try:
             if isinstance(source, Image.Image):
                 yield None, source.convert("RGB")

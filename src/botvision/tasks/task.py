@@ -33,12 +33,14 @@ class Validation:
         evaluator: the task's metrics.
         draw: writes pictures of the evaluator's last pass into a folder.
         facts: ``split``, ``images`` and ``images_in_split``, for metrics.json.
+        summary: lines about what the model and the data do not have in common.
     """
 
     loader: DataLoader[Any]
     evaluator: TaskEvaluator
     draw: Callable[[Path], None]
     facts: dict[str, Any]
+    summary: list[str]
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,9 @@ def refuse_options_of_the_other_task(
     config: EvaluateConfig | PredictConfig, task: str, run: str
 ) -> None:
     """Raise UserError if an option is given that means nothing for the task of ``run``."""
-    kind, options = "detectors", DETECTION_OPTIONS
-    if task != "classification":
-        kind, options = "classifiers", CLASSIFICATION_OPTIONS
+    classifies = task == "classification"
+    kind = "detectors" if classifies else "classifiers"
+    options: tuple[str, ...] = DETECTION_OPTIONS if classifies else CLASSIFICATION_OPTIONS
     default = type(config)()
     for name in options:
         if getattr(config, name, None) != getattr(default, name, None):
