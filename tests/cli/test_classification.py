@@ -315,7 +315,7 @@ def test_position_tables_and_norms_decay_only_when_asked(data, everything):
     [
         (
             ["--batch-size", "5", "--accumulate", "2"],
-            "--batch-size 5: is the global batch size, split into 2 equal parts (--accumulate",
+            "--batch-size 5: is the global batch size, split into 2",
         ),
         (["--mixup", "0.2", "--batch-size", "3"], "--batch-size is to be even"),
         (["--jitter", "[1, 2]"], "jitter"),

@@ -86,9 +86,9 @@ def test_every_recipe_parses(name):
         (["train", "shapes", "--learning-rate", "1"], "learning-rate"),
         (["eval", "nowhere", "shapes"], "nowhere"),
         (["predict", "nowhere", "a.jpg"], "nowhere"),
-        (["predict", "nowhere", "a.jpg", "--mask-format", "png"], "mask-format"),
+        (["predict", "nowhere", "a.jpg", "--mask-format", "png"], "mask_format"),
         (["predict", "nowhere", "a.jpg", "--batch-size", "0"], "--batch-size 0: give at least 1"),
-        (["train", "shapes", "--resume"], "--resume needs --out"),
+        (["train", "shapes", "--resume"], "--resume: needs --out"),
         (["fly"], "no command is named 'fly'; choose one of train"),
     ],
 )

@@ -102,7 +102,7 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--patience", 2], "--patience counts evaluations: give --eval-steps too"),
+        (["--patience", 2], "--patience: counts evaluations: give --eval-steps too"),
         (["--max-steps", -1], "--max-steps -1: give at least 0"),
         (["--max-instances", -1], "--max-instances -1: give at least 1, or 0 for all"),
         (["--freeze-stages", 7], "--freeze-stages 7: give 0 to 5"),
@@ -114,7 +114,7 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
         (["--weights", "nowhere.pth"], "nowhere.pth: no such weights file"),
         (
             ["--compile", "true", "--grad-checkpointing", "true"],
-            "--compile with --grad-checkpointing",
+            "--compile: with --grad-checkpointing",
         ),
     ],
 )

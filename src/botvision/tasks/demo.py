@@ -21,6 +21,7 @@ from botvision.tasks.train import train
 from botvision.terminal import terminal
 from botvision.training.run import Run
 from botvision.visualize.attention import attention_figure
+from botvision.visualize.curves import plot_curves
 from botvision.visualize.overlays import contact_sheet, draw_instances
 
 _IMAGES_SHOWN = 6
@@ -59,6 +60,7 @@ def demo(
     busiest = sorted(range(len(val)), key=lambda index: -counts[index])[:_IMAGES_SHOWN]
     overlays = run.predictions / "overlays.png"
     rows = [_overlays(model, val, index) for index in busiest]
+    plot_curves(run.events_file, run.plots)
     contact_sheet(rows, ["image", "ground truth", "prediction"]).save(overlays)
     _attention(model, val, busiest[0]).save(run.plots / "attention.png")
     metrics = run.metrics
