@@ -1,5 +1,8 @@
 """What several views of an image give together, against where the objects were drawn."""
 
+import copy
+import dataclasses
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +11,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from botvision.config import DetectorConfig
 from botvision.data.transforms import fit_image
@@ -16,6 +21,8 @@ from botvision.detection.inference import detect
 from botvision.detection.tta import TTA
 from botvision.errors import UserError
 from botvision.evaluation.coco import encode_mask
+
+TINY = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
 
 
 class Finder(nn.Module):
@@ -96,8 +103,7 @@ def config(**more):
 def untrained():
     """A real detector of 64 px."""
     torch.manual_seed(0)
-    args = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
-    return build_detector("botnet50", 3, 64, config=config(), model_args=args).eval()
+    return build_detector("botnet50", 3, 64, config=config(), model_args=TINY).eval()
 
 
 def noise(width, height, seed=0):
@@ -236,3 +242,125 @@ def test_nothing_in_any_view_is_nothing():
         "scores": (0,),
         "masks": (0, 1, 28, 28),
     }
+
+
+def everything(model):
+    """State and plain attributes of all modules, and the number of their hooks, pickled."""
+    return {
+        (name, key): pickle.dumps(value if not key.endswith("_hooks") else len(value))
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key != "_modules"
+    }
+
+
+SETTINGS = {
+    "score_threshold": 0.01,
+    "max_detections": 7,
+    "tta": TTA(flip=True, scales=(1.0, 2.0), tile=48),
+    "batch_size": 3,
+}
+
+
+def test_detecting_changes_nothing_about_the_detector(untrained):
+    before = everything(untrained)
+    assert {("transform", "size"), ("roi_heads", "score_thresh")} <= before.keys()
+    (found,) = detect(untrained, [noise(90, 80)], **SETTINGS)
+    assert len(found["boxes"]) == 7
+    assert everything(untrained) == before
+
+
+@pytest.mark.parametrize("part", ["backbone", "roi_heads.mask_predictor"])
+def test_nor_does_a_failure(untrained, part):
+    def fail(module, inputs):
+        raise RuntimeError("out of memory")
+
+    before = everything(untrained)
+    handle = untrained.get_submodule(part).register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        detect(untrained, [noise(90, 80)], **SETTINGS)
+    with pytest.raises(UserError, match=r"^scales: .* on 128x128 .*\(out of memory\)"):
+        detect(untrained, [noise(90, 80)], tta=TTA(scales=(2.0,)))
+    handle.remove()
+    assert everything(untrained) == before
+
+
+def test_settings_of_a_call_are_those_of_a_detector_built_with_them(untrained):
+    image = noise(90, 80)
+    (plain,) = detect(untrained, [image])
+    middle = float(plain["scores"].median())
+    for settings in ({"score_threshold": middle}, {"max_detections": 3}, {"max_detections": 40}):
+        built = build_detector(
+            "botnet50", 3, 64, config=dataclasses.replace(config(), **settings), model_args=TINY
+        ).eval()
+        built.load_state_dict(untrained.state_dict())
+        (want,), (got,) = detect(built, [image]), detect(untrained, [image], **settings)
+        assert 0 < len(got["boxes"]) != len(plain["boxes"])
+        for name, value in want.items():
+            assert torch.equal(got[name], value)
+
+
+def test_none_are_the_detectors_own_settings(untrained):
+    own = {"score_threshold": 0.0, "max_detections": 20}
+    (want,), (got,) = detect(untrained, [noise(90, 80)]), detect(untrained, [noise(90, 80)], **own)
+    assert len(got["boxes"]) == 20
+    assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
+def test_another_canvas_is_that_of_a_larger_detector():
+    """Of a ResNet, which has no position tables."""
+    torch.manual_seed(0)
+    small, large = (
+        build_detector("resnet50", 3, size, config=config(), model_args=TINY).eval()
+        for size in (64, 128)
+    )
+    large.load_state_dict(small.state_dict())
+    pixels = [fit_image(noise(120, 90), 120)]
+    with torch.inference_mode():
+        (want,), (got,) = large(pixels), small(pixels, canvas_size=128)
+        with pytest.raises(ValueError, match="exceeds the canvas of 64"):
+            small(pixels)
+    assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"score_threshold": 1.5}, "^score_threshold 1.5: give a number from 0 to 1"),
+        ({"score_threshold": -0.1}, "^score_threshold -0.1: "),
+        ({"score_threshold": float("nan")}, "^score_threshold nan: "),
+        ({"max_detections": 0}, "^max_detections 0: give at least 1"),
+    ],
+)
+def test_senseless_settings_are_an_error(settings, message):
+    finder = Finder(64)
+    with pytest.raises(UserError, match=message) as error:
+        detect(finder, [noise(64, 64)], **settings)
+    assert error.value.parameter == next(iter(settings))
+    assert finder.calls == []
+
+
+def test_a_sharded_detector_takes_settings_too():
+    torch.manual_seed(0)
+    detector = build_detector("botnet50", 3, 64, config=config(), model_args=TINY).eval()
+    images = [noise(90, 80)]
+    (want,) = detect(detector, images, **SETTINGS)
+    group = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("gloo", **group)
+    try:
+        detector.to(memory_format=torch.contiguous_format)
+        for part in (detector.roi_heads, detector):
+            fully_shard(part, mesh=init_device_mesh("cpu", (1,)))
+        (got,) = detect(detector, images, **SETTINGS)
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value)
+
+
+def test_a_detector_with_a_compiled_backbone_takes_settings_too(untrained):
+    compiled = copy.deepcopy(untrained)
+    compiled.backbone.compile(backend="eager")
+    (want,), (got,) = (detect(d, [noise(90, 80)], **SETTINGS) for d in (untrained, compiled))
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-4)

@@ -140,7 +140,7 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
             images: uint8 (3, h, w), h and w at most the canvas size.
             targets: in training, per image ``boxes`` (n, 4) float32, xyxy in pixels of the image,
                 ``labels`` (n,) int64 from 1 on and, for Mask R-CNN, ``masks`` (n, h, w) uint8.
-            score_threshold: lowest score of a detection.
+            score_threshold: score that a detection must exceed.
             max_detections: maximum detections per image.
             canvas_size: side of the square canvas, pixels; a multiple of 64 if it is not the
                 detector's ``image_size``.

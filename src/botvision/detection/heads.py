@@ -1,20 +1,25 @@
 """torchvision's proposal network and heads, with the few changes that this detector needs.
 
-Each class is a small subclass of the torchvision class that it is named after, with the same
-constructor and the same names of parameters, so torchvision's weights fit. To change a head, write
-another subclass, or give :func:`~botvision.detection.build_detector` a ``box_head``.
+Each class is a small subclass of a torchvision class and keeps the names of its parameters, so
+torchvision's weights fit. To change a head, write another subclass, or pass a ``box_head`` to
+:func:`~botvision.detection.build_detector`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import faster_rcnn, mask_rcnn, roi_heads, rpn
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import (
+    MultiScaleRoIAlign,
+    batched_nms,
+    clip_boxes_to_image,
+    remove_small_boxes,
+)
 from torchvision.ops.poolers import LevelMapper
 
 from botvision.detection.anchors import box_iou
@@ -112,17 +117,70 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]
             proposals: boxes (n, 4) per image, xyxy in pixels.
             image_shapes: height and width of each image on the canvas.
             targets: in training, torchvision's: ``boxes``, ``labels`` and ``masks`` per image.
-            score_threshold: lowest score of a detection; by default the heads' own.
+            score_threshold: score that a detection must exceed; by default the heads' own.
             max_detections: maximum detections per image; by default the heads' own.
 
         Returns:
             Detections per image, empty in training, and the losses, empty in evaluation.
         """
-        heads = copy.copy(self)  # with the same weights
-        if score_threshold is not None:
-            heads.score_thresh = score_threshold
-        if max_detections is not None:
-            heads.detections_per_img = max_detections
-        result: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
-        result = super(RoIHeads, heads).forward(features, proposals, image_shapes, targets)
-        return result
+        if self.training:
+            losses: dict[str, Tensor]
+            detections, losses = super().forward(features, proposals, image_shapes, targets)
+            return detections, losses
+        regions = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        logits, deltas = self.box_predictor(regions)
+        boxes, scores, labels = self.postprocess_detections(
+            logits, deltas, proposals, image_shapes, score_threshold, max_detections
+        )
+        detections = [
+            {"boxes": b, "labels": n, "scores": s}
+            for b, n, s in zip(boxes, labels, scores, strict=True)
+        ]
+        if self.has_mask():
+            regions = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
+            masks = roi_heads.maskrcnn_inference(self.mask_predictor(regions), labels)
+            for detection, mask in zip(detections, masks, strict=True):
+                detection["masks"] = mask
+        return detections, {}
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Select detections as torchvision does, with settings as arguments.
+
+        Args:
+            class_logits: (N, classes + 1), for the proposals of all images.
+            box_regression: box deltas (N, 4 * (classes + 1)).
+            proposals: boxes (n, 4) per image, xyxy in pixels.
+            image_shapes: height and width of each image on the canvas.
+            score_threshold: score that a detection must exceed; by default the heads' own.
+            max_detections: maximum detections per image; by default the heads' own.
+
+        Returns:
+            Per image, best first, boxes (n, 4), scores (n,) and labels (n,).
+        """
+        threshold = self.score_thresh if score_threshold is None else score_threshold
+        limit = self.detections_per_img if max_detections is None else max_detections
+        counts = [len(boxes) for boxes in proposals]
+        all_boxes = self.box_coder.decode(box_regression, proposals)
+        all_boxes = all_boxes.reshape(*class_logits.shape, 4)  # also where there are none
+        all_scores: Any = class_logits.softmax(-1)
+        found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for boxes, scores, shape in zip(
+            all_boxes.split(counts), all_scores.split(counts), image_shapes, strict=True
+        ):
+            rows, labels = torch.where(scores[:, 1:] > threshold)
+            labels = labels + 1  # 0 is the background
+            boxes, scores = clip_boxes_to_image(boxes[rows, labels], shape), scores[rows, labels]
+            large = remove_small_boxes(boxes, min_size=1e-2)
+            boxes, scores, labels = boxes[large], scores[large], labels[large]
+            best = batched_nms(boxes, scores, labels, self.nms_thresh)[:limit]
+            for part, values in zip(found, (boxes, scores, labels), strict=True):
+                part.append(values[best])
+        return found

@@ -51,7 +51,7 @@ def detect(
     Args:
         detector: in eval mode.
         images: RGB, of any size.
-        score_threshold: lowest score of a detection; by default the detector's own.
+        score_threshold: score that a detection must exceed; by default the detector's own.
         max_detections: maximum detections per view, and per image; by default the detector's own.
         tta: test-time augmentation; by default the whole image once.
         batch_size: augmented views on the device at once.
