@@ -256,11 +256,16 @@ def _spec(fields: dict[str, Any], path: Path) -> ModelSpec:
         raise UserError(
             f"{path}: written by a later version of botvision ({fields.get('version')}); upgrade"
         )
-    del fields["version"]
-    if schema == 0:
-        fields["model_args"] = upgrade_model_args(fields["model_args"])
-    classifies = fields["task"] == "classification"
-    return (ClassifierSpec if classifies else DetectorSpec).from_fields(fields)
+    try:
+        del fields["version"]
+        if schema == 0:
+            fields["model_args"] = upgrade_model_args(fields["model_args"])
+        classifies = fields["task"] == "classification"
+        return (ClassifierSpec if classifies else DetectorSpec).from_fields(fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: its description of the model is damaged ({error}); save the model again"
+        ) from error
 
 
 def upgrade_model_args(model_args: dict[str, Any]) -> dict[str, Any]:
