@@ -108,14 +108,14 @@ def test_options_are_checked_at_once_and_hold_for_one_call(model, images):
 def test_what_is_no_image(model, images, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    with pytest.raises(UserError, match="broken.png: cannot be read as an image"):
+    with pytest.raises(UserError, match=r"broken\.png: cannot be read as an image"):
         list(model.predict([broken, images[0]]))
     errors = []
     found = list(model.predict([broken, images[0], tmp_path], on_error=errors.append))
     assert [p.file for p in found] == [images[0]]
     assert len(errors) == 2
     for array in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)):
-        with pytest.raises(UserError, match="images: an array of .*give RGB pixels"):
+        with pytest.raises(UserError, match=r"images: an array of .*give RGB pixels"):
             list(model.predict(array))
 
 

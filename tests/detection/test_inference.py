@@ -159,7 +159,7 @@ def test_a_mirrored_view_finds_the_same_place_and_shape():
         assert got["labels"].tolist() == [3, 2, 1]
         for mask, box in zip(got["masks"], got["boxes"], strict=True):
             assert box.tolist() == [left, top, left + side, top + side]
-            found = coco_mask.decode(encode_mask(mask, box.float(), size))
+            found = coco_mask.decode(encode_mask(mask[0].numpy(), box.numpy(), size))
             assert (found & truth).sum() / (found | truth).sum() > 0.93
 
 
