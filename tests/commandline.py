@@ -4,7 +4,7 @@ import pytest
 
 from botvision.cli.main import main
 from botvision.cli.train import parse_train, task_of_arguments, train_parser
-from botvision.tasks.train import training_config
+from botvision.tasks.config import training_config
 
 
 def run(capsys, *arguments):

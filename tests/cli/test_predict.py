@@ -106,7 +106,7 @@ def test_predict_lists_what_scores_from_the_threshold_on(capsys, tiny_run, tiny_
     """Also below the threshold that the run evaluated at."""
     detector, card = load_model(tiny_run)
     own = dataclasses.replace(card.detector, score_threshold=0.9)
-    save_model(tmp_path / "own.safetensors", detector, dataclasses.replace(card, detector=own))
+    save_model(detector, dataclasses.replace(card, detector=own), tmp_path / "own.safetensors")
     scores = {}
     for threshold in ("0.01", "0.21"):
         out = tmp_path / threshold

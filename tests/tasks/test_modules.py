@@ -89,7 +89,7 @@ def test_weight_decay_leaves_norms_biases_and_position_tables_alone():
 
 def test_a_saved_model_comes_back_whole(tmp_path):
     detector = CARD.build().eval()
-    save_model(tmp_path / "best.safetensors", detector, CARD)
+    save_model(detector, CARD, tmp_path / "best.safetensors")
     loaded, card = load_model(tmp_path)
     assert card == CARD
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)

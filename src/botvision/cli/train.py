@@ -73,7 +73,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     # The settings can be printed without data, and a built-in set need not be opened.
     bare = printing and _data(arguments) is None
     options = parse_train(own, [*(["shapes"] if bare else []), *arguments])
-    from botvision.tasks.train import train, training_config
+    from botvision.tasks.config import training_config
+    from botvision.tasks.train import train
 
     if not printing:
         settings = options.pop("settings")

@@ -192,10 +192,14 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
-def save_model(path: Path, model: nn.Module, spec: ModelSpec, *, writes: bool = True) -> None:
+def save_model(model: nn.Module, spec: ModelSpec, path: Path, writes: bool = True) -> None:
     """Write the weights as safetensors, the spec as JSON in the file's metadata.
 
-    Of several processes all have to call this, and one ``writes``.
+    Args:
+        model: of several processes all have to call this, since each may have a part of it.
+        spec: its description.
+        path: the file.
+        writes: whether this process is the one that writes.
     """
     text = json.dumps({"schema": SCHEMA, "version": botvision.__version__, **asdict(spec)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in whole_tensors(model).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import lightning as L
@@ -32,9 +33,10 @@ from botvision.device import Process, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.classification import ClassificationEvaluator
 from botvision.models import load_weights
-from botvision.tasks.checkpoint import ClassifierSpec
-from botvision.tasks.task import EvaluationPass, Training, Validation, choose_split
+from botvision.tasks.checkpoint import ClassifierSpec, save_model
+from botvision.tasks.task import EvaluationPass, choose_split
 from botvision.training.fsdp import shard_if_wanted
+from botvision.training.loop import Training, Validation
 from botvision.training.optimizer import make_optimizer, seed_batch
 from botvision.visualize.classes import draw_confusion
 
@@ -174,6 +176,7 @@ class ClassificationTraining:
         summary = [data.summary() for data in (self.train, self.val) if data is not None]
         if config.weights is not None:
             summary.append(str(load_weights(model, config.weights)))
+        summary.append(f"{config.model}, classification, {spec.image_size} px")
         validation = None
         if self.val is not None:
             validation = _validation(
@@ -188,11 +191,12 @@ class ClassificationTraining:
         transform = train_transform(config, spec.image_size)
         return Training(
             model=model,
-            spec=spec,
             module=ClassificationModule(model, spec, config, steps),
             dataset=ClassificationDataset(self.train, transform, seed=config.seed),
             collate_fn=collate_classification,
+            images=self.images,
             validation=validation,
+            save=functools.partial(save_model, model, spec),
             summary=summary,
             resolved={
                 "task": "classification",

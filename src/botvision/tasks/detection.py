@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ from botvision.detection.weights import load_detector_weights
 from botvision.device import Process, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.coco import CocoEvaluator
-from botvision.tasks.checkpoint import DetectorSpec
-from botvision.tasks.task import EvaluationPass, Training, Validation, choose_split
+from botvision.tasks.checkpoint import DetectorSpec, save_model
+from botvision.tasks.task import EvaluationPass, choose_split
 from botvision.training.activation_checkpoint import recompute_blocks
 from botvision.training.fsdp import shard_if_wanted
+from botvision.training.loop import Training, Validation
 from botvision.training.optimizer import make_optimizer, seed_batch
 from botvision.visualize.precision_recall import plot_precision_recall
 
@@ -201,6 +203,7 @@ class DetectionTraining:
         if config.weights is not None:
             names = self.categories.names
             summary.append(str(load_detector_weights(detector, config.weights, names)))
+        summary.append(f"{config.model}, {self.task}, {config.image_size} px")
         if config.grad_checkpointing:
             recompute_blocks(detector.backbone.body)
         validation = None
@@ -218,7 +221,6 @@ class DetectionTraining:
         frozen = detector.backbone.first_stages(config.freeze_stages)
         return Training(
             model=detector,
-            spec=spec,
             module=DetectionModule(detector, config, steps, self.train, frozen),
             dataset=DetectionDataset(
                 self.train,
@@ -229,7 +231,9 @@ class DetectionTraining:
                 seed=config.seed,
             ),
             collate_fn=collate,
+            images=self.images,
             validation=validation,
+            save=functools.partial(save_model, detector, spec),
             summary=summary,
             resolved={
                 "task": self.task,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import lightning as L
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from botvision.config import (
     CLASSIFICATION_OPTIONS,
@@ -20,52 +17,7 @@ from botvision.config import (
 )
 from botvision.device import Process
 from botvision.errors import UserError
-from botvision.evaluation.evaluator import TaskEvaluator
-from botvision.tasks.checkpoint import ModelSpec
-
-
-@dataclass(frozen=True)
-class Validation:
-    """One pass over a split.
-
-    Args:
-        loader: the batches of this process.
-        evaluator: the task's metrics.
-        draw: writes pictures of the evaluator's last pass into a folder.
-        facts: ``split``, ``images`` and ``images_in_split``, for metrics.json.
-        summary: lines about what the model and the data do not have in common.
-    """
-
-    loader: DataLoader[Any]
-    evaluator: TaskEvaluator
-    draw: Callable[[Path], None]
-    facts: dict[str, Any]
-    summary: list[str]
-
-
-@dataclass(frozen=True)
-class Training:
-    """Everything that the training loop needs of a task.
-
-    Args:
-        model: drawn at random, or loaded.
-        spec: its description, for the weights file.
-        module: its training step.
-        dataset: the training split, by keys (epoch, index).
-        collate_fn: makes a batch of its samples.
-        validation: on the validation split, if there is one.
-        summary: lines about data and weights.
-        resolved: what was resolved from the settings, for the run's config.yaml.
-    """
-
-    model: nn.Module
-    spec: ModelSpec
-    module: L.LightningModule
-    dataset: Dataset[Any]
-    collate_fn: Callable[[list[Any]], Any]
-    validation: Validation | None
-    summary: list[str]
-    resolved: dict[str, Any]
+from botvision.training.loop import Training, Validation
 
 
 class Task(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -165,17 +166,20 @@ class Evaluation(Callback):
 
     Args:
         evaluators: at least one.
-        on_metrics: called after each pass with the step, the metrics and whether the score is the
-            best so far.
+        run: gets an event, the metrics and the best model; None only computes them.
+        facts: of the split, for the metrics.
+        save: writes the model, see ``Training.save``.
     """
 
     def __init__(
         self,
         evaluators: Sequence[Evaluator],
-        on_metrics: Callable[[int, Metrics, bool], None] = lambda step, metrics, best: None,
+        run: Run | None = None,
+        facts: Mapping[str, Any] | None = None,
+        save: Callable[[Path, bool], None] = lambda path, writes: None,
     ) -> None:
         self.evaluators = evaluators
-        self.on_metrics = on_metrics
+        self.run, self.facts, self.save = run, facts or {}, save
         self.best = -1.0
         self.metrics: Metrics = {}
         self.step = -1
@@ -209,7 +213,13 @@ class Evaluation(Callback):
         module.log(SCORE, task.score, logger=False, sync_dist=True)
         best = task.score > self.best
         self.best = max(self.best, task.score)
-        self.on_metrics(self.step, self.metrics, best)
+        if self.run is None:
+            return
+        event = {name: value for name, value in self.metrics.items() if name != "per_class"}
+        self.run.log("eval", self.step, **event)
+        self.run.write_metrics({"step": self.step, **self.facts, **self.metrics})
+        if best:
+            self.save(self.run.weights, self.run.writes)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the best score in checkpoints."""

@@ -1,0 +1,130 @@
+"""All settings of a training, settled before anything is read or built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from botvision.config import ClassificationConfig, DetectionConfig, TrainConfig
+from botvision.data.detection import DetectionData
+from botvision.data.sources import task_of
+from botvision.device import Process, resolve_device, resolve_precision
+from botvision.errors import UserError
+from botvision.settings import load_recipe, make_config, read_settings
+from botvision.tasks.checkpoint import upgrade_model_args
+from botvision.training.run import Run
+
+# A YAML file of settings, or the settings.
+ConfigSource = str | Path | Mapping[str, Any]
+
+
+def settle(
+    data: object,
+    *,
+    recipe: str | None,
+    config: ConfigSource | Sequence[ConfigSource] | None,
+    resume: bool,
+    settings: Mapping[str, Any],
+) -> tuple[TrainConfig, Process]:
+    """:func:`training_config` with what the machine decides, and this process.
+
+    Raises:
+        UserError: a fault in the settings, or what cannot work here.
+    """
+    layered = training_config(data, recipe=recipe, config=config, resume=resume, settings=settings)
+    _check(layered)
+    out = layered.out or _new_folder(layered)
+    device = resolve_device(layered.device)
+    if layered.norm == "sync" and device != "cuda":
+        raise UserError(
+            f"torch synchronizes batch norm over GPUs only, not on {device}; use plain or frozen",
+            parameter="norm",
+            value="sync",
+        )
+    precision = resolve_precision(layered.precision, device)
+    settled = dataclasses.replace(layered, device=device, precision=precision, out=out)
+    return settled, Process.current(settled)
+
+
+def training_config(
+    data: object,
+    *,
+    recipe: str | None = None,
+    config: ConfigSource | Sequence[ConfigSource] | None = None,
+    resume: bool = False,
+    settings: Mapping[str, Any],
+) -> TrainConfig:
+    """All settings of a training, see :func:`botvision.train`; ``"auto"`` stays.
+
+    Raises:
+        UserError: a fault in the settings.
+    """
+    layers: list[Mapping[str, Any]] = []
+    configs = [config] if isinstance(config, str | Path | Mapping) else config or []
+    for source in configs:
+        layer = dict(source) if isinstance(source, Mapping) else read_settings(source)
+        recipe = recipe or layer.pop("recipe", None)
+        layers.append(layer)
+    layers.append(settings)
+    if resume:
+        if settings.get("out") is None:
+            raise UserError("needs `out`, the run folder to continue", parameter="resume")
+        own = Run(settings["out"]).settings
+        if own:
+            own["model_args"] = upgrade_model_args(own.get("model_args", {}))
+            layers.insert(0, own)
+            recipe = None
+    task = next((layer["task"] for layer in reversed(layers) if layer.get("task")), None)
+    if isinstance(data, str | Path):
+        name = str(data)
+        task = task or task_of(name)
+    else:
+        splits: Mapping[str, object] = data  # type: ignore[assignment]
+        name = ", ".join(f"{key}: {type(split).__name__}" for key, split in splits.items())
+        detects = any(isinstance(split, DetectionData) for split in splits.values())
+        task = task or ("detection" if detects else "classification")
+    classifies = task == "classification"
+    if recipe is not None:
+        layers.insert(0, load_recipe(recipe, "classification" if classifies else "detection"))
+    kind = ClassificationConfig if classifies else DetectionConfig
+    return make_config(kind, *layers, {"data": name})
+
+
+def _check(config: TrainConfig) -> None:
+    """Refuse what cannot work on any machine."""
+    least = {"batch_size": 1, "max_steps": 0, "accumulate": 1, "devices": 1, "nodes": 1}
+    for name, minimum in {**least, "patience": 0, "eval_steps": 0}.items():
+        value = getattr(config, name)
+        if value is not None and value < minimum:
+            raise UserError(f"give at least {minimum}", parameter=name, value=value)
+    if config.patience and not config.eval_steps:
+        raise UserError("counts evaluations: give `eval_steps` too", parameter="patience")
+    parts = config.accumulate * config.devices * config.nodes
+    if config.batch_size % parts:
+        raise UserError(
+            f"is the global batch size, split into {parts} equal parts (`accumulate` micro-batches "
+            "times processes); give a multiple of it",
+            parameter="batch_size",
+            value=config.batch_size,
+        )
+    if config.devices * config.nodes > 1 and config.out is None:
+        raise UserError("several processes have to agree on the run folder: give `out`")
+    if config.strategy == "fsdp" and (config.ema_decay or config.precision == "16"):
+        raise UserError(
+            "keeps no moving average of the weights and scales no float16 gradients; leave out "
+            "`ema_decay`, give `precision` bf16 or 32, or use ddp",
+            parameter="strategy",
+            value="fsdp",
+        )
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    """runs/DATA-MODEL, or the first of runs/DATA-MODEL-2, ... that is free."""
+    name = f"{Path(config.data).name.split('.')[0]}-{config.model}"
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
