@@ -12,7 +12,7 @@ from torch import nn
 from botvision.bench.measure import Measurement, inference, measure, training
 from botvision.config import Dtype, Mode
 from botvision.errors import UserError
-from botvision.models.flops import count
+from botvision.models.flops import count_multiply_adds, count_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,9 @@ def bench_models(
 
 def _count(name: str, build: Callable[[], nn.Module], image_size: int) -> tuple[int, int]:
     try:
-        return count(build, image_size)
+        with torch.device("meta"):
+            model = build()
+        return count_parameters(model), count_multiply_adds(model, image_size)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name}: does not run on images of {image_size} px ({reason})") from error

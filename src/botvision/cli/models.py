@@ -6,11 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 
 import timm
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from botvision.models import create_model, list_models
-from botvision.models.flops import count
+from botvision.models.flops import count_multiply_adds, count_parameters
 from botvision.models.published import PUBLISHED, Published
 
 
@@ -30,11 +31,12 @@ def model_figures(name: str, image_size: int | None = None) -> ModelFigures:
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
     size = image_size or cfg.input_size[-1]
-    parameters, multiply_adds = count(lambda: create_model(name, image_size=size), size)
+    with torch.device("meta"):
+        model = create_model(name, image_size=size)
     return ModelFigures(
         name=name,
-        parameters=parameters,
-        multiply_adds=multiply_adds,
+        parameters=count_parameters(model),
+        multiply_adds=count_multiply_adds(model, size),
         image_size=size,
         paper=PUBLISHED.get(name),
     )
