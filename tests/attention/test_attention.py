@@ -1,25 +1,14 @@
 """The attention against a loop in float64 and against timm's own layer."""
 
 import math
-from copy import deepcopy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from timm.layers.bottleneck_attn import BottleneckAttn
-from torch import Tensor, nn
+from torch import Tensor
 
-from botvision.attention import (
-    Implementation,
-    RelativeAttention2d,
-    chunked,
-    functional,
-    implementations,
-    reference,
-    relative_attention_2d,
-)
-from botvision.attention.implementation import zero_logits
+from botvision.attention import RelativeAttention2d, chunked, implementations, relative_attention_2d
 
 IMPLEMENTATIONS = implementations("cpu")
 
@@ -326,140 +315,3 @@ def test_bad_calls():
         relative_attention_2d(*tensors, size=(3, 5))
     with pytest.raises(ValueError, match="tables of 7 and 5 rows"):
         relative_attention_2d(*tensors, size=(4, 3))
-
-
-class Recorder:
-    """An implementation of one's own, which records the logits it is given."""
-
-    def __init__(self, name="recorder"):
-        self.logits = []
-        self.implementation = Implementation(name, self.attend)
-
-    def attend(self, q, k, v, height_logits, width_logits, scale):
-        self.logits.append((height_logits, width_logits))
-        return reference.attend(q, k, v, height_logits, width_logits, scale)
-
-
-def test_an_implementation_of_ones_own_needs_no_registration():
-    recorder = Recorder()
-    tensors = draw((3, 4))
-    got = relative_attention_2d(*tensors, size=(3, 4), impl=recorder.implementation)
-    want = relative_attention_2d(*tensors, size=(3, 4), impl="reference")
-    torch.testing.assert_close(got, want, rtol=0, atol=0)
-    layer = RelativeAttention2d(16, (3, 4), impl=recorder.implementation)
-    layer(torch.randn(2, 16, 3, 4))
-    shapes = [tuple(logits.shape for logits in given) for given in recorder.logits]
-    assert shapes == [((2, 2, 12, 3), (2, 2, 12, 4)), ((2, 4, 12, 3), (2, 4, 12, 4))]
-    assert "recorder" not in implementations("cpu")
-
-
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_impl_is_respected_without_positions(impl, monkeypatch):
-    recorder = Recorder(impl)
-    monkeypatch.setitem(functional._IMPLEMENTATIONS, impl, recorder.implementation)
-    x = torch.randn(1, 16, 3, 4)
-    RelativeAttention2d(16, (3, 4), position="none", impl=impl)(x)
-    RelativeAttention2d(16, (3, 4), position="none", impl=Recorder().implementation)(x)
-    assert recorder.logits == [(None, None)]
-
-
-def test_auto_without_positions_is_pytorchs_own_attention(monkeypatch):
-    recorder = Recorder()
-    monkeypatch.setitem(functional._IMPLEMENTATIONS, "sdpa", recorder.implementation)
-    with torch.no_grad():
-        RelativeAttention2d(16, (3, 4), position="none")(torch.randn(1, 16, 3, 4))
-    assert recorder.logits == [(None, None)]
-
-
-@pytest.mark.parametrize("positions", [True, False])
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_auto_is_sdpa_where_nothing_has_been_measured(device, trained, positions):
-    q = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16, shape=(1, 4, 196, 128))
-    assert functional.fastest(q, trained=trained, positions=positions) == "sdpa"
-
-
-def test_implementations_are_those_that_support_the_device(monkeypatch):
-    assert implementations("cpu")[:3] == ["reference", "sdpa", "chunked"]
-    assert "chunked" not in implementations("cuda")
-    nowhere = Implementation("nowhere", reference.attend, lambda device: False)
-    everywhere = Implementation("everywhere", reference.attend)
-    for one in (nowhere, everywhere):
-        monkeypatch.setitem(functional._IMPLEMENTATIONS, one.name, one)
-    assert implementations("meta") == ["reference", "sdpa", "everywhere"]
-
-
-@pytest.mark.parametrize(("tokens", "sides"), [(12, (3, 4)), (49, (7, 7)), (13, (1, 13))])
-def test_zero_logits_are_few(tokens, sides):
-    by_row, by_column = zero_logits(torch.randn(2, 3, tokens, 8).bfloat16())
-    assert by_row.shape == (2, 3, tokens, sides[0])
-    assert by_column.shape == (2, 3, tokens, sides[1])
-    assert by_row.dtype == by_column.dtype == torch.float32
-    assert not by_row.any() and not by_column.any()
-
-
-class LowRank(nn.Module):
-    """A frozen projection and a trained difference of low rank, as LoRA has them."""
-
-    def __init__(self, conv):
-        super().__init__()
-        self.conv = conv.requires_grad_(False)
-        self.down = nn.Conv2d(conv.in_channels, 2, 1, bias=False)
-        self.up = nn.Conv2d(2, conv.out_channels, 1, bias=False)
-
-    def forward(self, x):
-        return self.conv(x) + self.up(self.down(x))
-
-
-USES = [RelativeAttention2d.forward, RelativeAttention2d.probabilities]
-
-
-@pytest.mark.parametrize("use", USES)
-def test_hooks_of_the_projection_are_called(use):
-    layer = RelativeAttention2d(16, (3, 4))
-    x = torch.randn(2, 16, 3, 4)
-    shapes = []
-    layer.qkv.register_forward_hook(lambda module, inputs, out: shapes.append(out.shape))
-    before = use(layer, x)
-    assert shapes == [(2, 48, 3, 4)]
-    layer.qkv.register_forward_hook(lambda module, inputs, out: 100 * out)
-    assert not torch.allclose(use(layer, x), before)
-
-
-@pytest.mark.parametrize("use", USES)
-def test_the_projection_can_be_replaced(use):
-    torch.manual_seed(0)
-    layer = RelativeAttention2d(16, (3, 4)).double()
-    nn.init.normal_(layer.qkv.weight)
-    merged = deepcopy(layer)
-    x = torch.randn(2, 16, 3, 4, dtype=torch.float64)
-    before = use(layer, x)
-    conv = layer.qkv
-    layer.qkv = nn.Sequential(conv)
-    assert torch.equal(use(layer, x), before)
-    layer.qkv = LowRank(conv).double()
-    after = use(layer, x)
-    assert not torch.allclose(after, before)
-    difference = layer.qkv.up.weight.flatten(1) @ layer.qkv.down.weight.flatten(1)
-    with torch.no_grad():
-        merged.qkv.weight += difference[..., None, None]
-    torch.testing.assert_close(after, use(merged, x))
-    after.square().sum().backward()
-    assert layer.qkv.up.weight.grad.any() and layer.qkv.down.weight.grad.any()
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("size", [(3, 4), (1, 5), (1, 1)])
-def test_heads_are_dense_in_memory_and_channels_last_maps_are_not_copied(memory_format, size):
-    layer = RelativeAttention2d(16, size)
-    x = torch.randn(2, 16, *size).contiguous(memory_format=memory_format)
-    seen = []
-    layer.qkv.register_forward_hook(lambda module, inputs, out: seen.append((*inputs, out)))
-    q, k, v, _, _ = layer._terms(x)
-    ((given, projected),) = seen
-    assert memory_format == torch.contiguous_format or given.data_ptr() == x.data_ptr()
-    for head in (q, k, v):
-        assert head.stride() == (48 * size[0] * size[1], 4, 48, 1)
-        assert head.untyped_storage().data_ptr() == projected.untyped_storage().data_ptr()
-    layer.qkv = nn.Sequential(layer.qkv, nn.Flatten(2), nn.Unflatten(2, size))
-    assert layer._terms(x)[0].stride() == q.stride()

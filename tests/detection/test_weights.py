@@ -235,7 +235,7 @@ def test_weights_that_cannot_be_fetched(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     monkeypatch.setattr("timm.create_model", unreachable)
-    with pytest.raises(UserError, match=rf"--weights {name}: .*no network.*file") as error:
+    with pytest.raises(UserError, match=rf"weights {name}: .*no network.*file") as error:
         load_detector_weights(torch.nn.Module(), name, ("cat",))
     assert "\n" not in str(error.value)
 

@@ -15,8 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from botvision.config import Norm
 from botvision.errors import UserError
-from botvision.models import BOTNETS, create_model
-from botvision.models.ablations import new_parts
+from botvision.models import create_model, has_position_tables, new_parts
 
 
 class PyramidBackbone(nn.Module):
@@ -51,7 +50,7 @@ class PyramidBackbone(nn.Module):
                 know an option.
         """
         super().__init__()
-        if name in BOTNETS:
+        if has_position_tables(name):
             # An object keeps its size in cells, whatever the size of the picture around it.
             model_args = {"table_resize": "slice", **model_args}
         try:
