@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-import timm
-import torch
 from timm.layers.squeeze_excite import SEModule
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -22,9 +19,10 @@ from botvision.models.published import PUBLISHED
 from botvision.models.surgery import to_botnet
 
 
-def _options(function: Callable[..., Any]) -> set[str]:
-    parameters = _parameters(function).items()
-    return {name for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+def keyword_options(function: Callable[..., Any]) -> set[str]:
+    """Return the names of the keyword-only parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 class _PositionNet(ResNet):
@@ -61,7 +59,7 @@ class BotNet(_PositionNet):
         se_in_bot: bool = True,
         **kwargs: Any,
     ) -> None:
-        options = {name: kwargs.pop(name) for name in _options(to_botnet) & kwargs.keys()}
+        options = {name: kwargs.pop(name) for name in keyword_options(to_botnet) & kwargs.keys()}
         super().__init__(*args, **kwargs)
         to_botnet(self, img_size, **options)
         if not se_in_bot:
@@ -99,7 +97,7 @@ class InsertedBotNet(_PositionNet):
         img_size: int | tuple[int, int] = 224,
         **kwargs: Any,
     ) -> None:
-        options = {name: kwargs.pop(name) for name in _options(insert_bot) & kwargs.keys()}
+        options = {name: kwargs.pop(name) for name in keyword_options(insert_bot) & kwargs.keys()}
         super().__init__(*args, **kwargs)
         insert_bot(self, stages, img_size, **options)
 
@@ -165,7 +163,7 @@ def _create(
     if pretrained:
         raise UserError(
             f"no pretrained weights of {name} have been published; start from an ImageNet ResNet, "
-            "as the paper does, by `weights` or botvision.load_weights(model, FILE)"
+            "as the paper does: set `weights`, or call botvision.load_weights(model, FILE)"
         )
     model_args = {"block": Bottleneck, **paper_args, **kwargs}
     if has_position_tables(name):
@@ -343,86 +341,6 @@ def list_models() -> list[str]:
 
 
 def has_position_tables(name: str) -> bool:
-    """Return whether a model has position tables, and so the options of :func:`to_botnet`."""
+    """Return whether a model has position tables, which are made for an image size."""
     network = _NETWORKS.get(name.split(".")[0])
     return bool(getattr(network, "position_tables", False))
-
-
-def check_model_args(name: str, model_args: Mapping[str, Any]) -> None:
-    """Reject arguments that the architecture's constructor does not take.
-
-    Model arguments come from configuration and weights files of others, and ``timm.create_model``
-    also takes arguments that open files and connections.
-
-    Raises:
-        UserError: there is no such model, or it does not take an argument.
-    """
-    if not model_args:
-        return
-    with torch.device("meta"):
-        network = type(create_model(name))
-    known = set().union(*(_arguments(base) for base in network.__mro__))
-    known -= _parameters(timm.create_model).keys()
-    for argument in model_args:
-        if argument not in known:
-            close = difflib.get_close_matches(argument, known, 1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}"
-            )
-            raise UserError(f"{name} does not take {argument!r}; {hint}", parameter="model_args")
-
-
-def _arguments(network: type) -> set[str]:
-    surgery = vars(network).get("surgery")
-    own = set(_parameters(vars(network)["__init__"])) if "__init__" in vars(network) else set()
-    return own | (_options(surgery.__func__) if surgery is not None else set())
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
-def create_model(
-    name: str,
-    *,
-    pretrained: bool = False,
-    num_classes: int = 1000,
-    image_size: int | tuple[int, int] | None = None,
-    **kw: Any,
-) -> nn.Module:
-    """Create a model of the paper or of timm.
-
-    Args:
-        name: one of :func:`list_models`, or a timm name such as ``"resnet50"``.
-        pretrained: whether to fetch timm's weights (the paper's models have none published).
-        num_classes: outputs of the classifier.
-        image_size: height and width in pixels, or one number for both, for which position tables
-            are made. Models without a fixed size ignore it.
-        **kw: arguments of the model: timm's ``features_only=True``, and for the paper's models the
-            options of timm's ``ResNet`` and of :func:`to_botnet`, :func:`insert_bot` or
-            :func:`insert_non_local`.
-
-    Returns:
-        The model, in training mode.
-
-    Raises:
-        UserError: there is no such model, it has no weights, or a model of the paper rejects an
-            option.
-    """
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), 3)
-        hint = f"did you mean {', '.join(close)}?" if close else "see botvision.list_models()"
-        raise UserError(f"no model is named {name!r}; {hint}")
-    try:
-        pretrained_cfg = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")[:5]) or "none"
-        raise UserError(
-            f"timm has no weights named {name}; of {architecture} it has {tags}"
-        ) from error
-    fixed_size = pretrained_cfg is not None and pretrained_cfg.fixed_input_size
-    if image_size is not None and (has_position_tables(name) or fixed_size):
-        kw["img_size"] = image_size
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kw)
-    return model
