@@ -121,7 +121,7 @@ def test_a_model_name_is_no_address(monkeypatch, name):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("botnet50", ["layers", "channels", "position", "heads", "blocks", "drop_path_rate"]),
+        ("botnet50", ["layers", "channels", "position", "num_heads", "blocks", "drop_path_rate"]),
         ("botnet_t3", ["se_in_bot", "stride", "act_layer"]),
         ("resnet50_bot_c4", ["stages", "content"]),
         ("resnet50_nl_c4", ["value", "layers"]),
@@ -132,5 +132,5 @@ def test_a_model_name_is_no_address(monkeypatch, name):
 )
 def test_what_an_architecture_takes_is_taken(name, arguments):
     check_model_args(name, dict.fromkeys(arguments))
-    with pytest.raises(UserError, match=f"--model-args: {name} does not take 'no_such'"):
+    with pytest.raises(UserError, match=f"^model_args: {name} does not take 'no_such'"):
         check_model_args(name, {**dict.fromkeys(arguments), "no_such": 1})

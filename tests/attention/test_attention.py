@@ -297,6 +297,9 @@ def test_probabilities_are_what_forward_uses():
         ({"position": "none", "content": False}, "content term"),
         ({"stride": 4}, "stride is 1 or 2"),
         ({"table_resize": "crop"}, "table_resize is"),
+        ({"impl": "fast"}, "named 'fast'; choose one of auto, reference, sdpa, chunked, flex"),
+        ({"impl": "fast", "position": "none"}, "named 'fast'"),
+        ({"impl": None}, "named None"),
     ],
 )
 def test_bad_arguments(kwargs, message):

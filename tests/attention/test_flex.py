@@ -23,6 +23,16 @@ def test_formula(size, monkeypatch):
     torch.testing.assert_close(got, reference.attend(*tensors, 0.25), rtol=0, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_without_positions(monkeypatch):
+    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
+    q, k, v = torch.randn(3, 2, 3, 20, 16, dtype=torch.float64)
+    with torch.no_grad():
+        got = flex.attend(q, k, v, None, None, 0.25)
+    want = reference.attend(q, k, v, None, None, 0.25)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
 def test_is_for_gpus():
     assert "flex" not in implementations("cpu")
     assert "flex" in implementations("cuda") or "triton" not in implementations("cuda")

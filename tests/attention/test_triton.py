@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,6 +261,22 @@ def test_module():
     exact.impl = "reference"
     x = torch.randn(2, 64, 4, 5, device=DEVICE)
     torch.testing.assert_close(module(x).double(), exact(x.double()), rtol=0, atol=1e-5)
+
+
+def test_module_without_positions():
+    module = RelativeAttention2d(64, (4, 5), num_heads=4, position="none", impl="triton").to(DEVICE)
+    torch.nn.init.normal_(module.qkv.weight, std=0.125)
+    exact = deepcopy(module).double()
+    exact.impl = "reference"
+    x = torch.randn(2, 64, 4, 5, device=DEVICE)
+    torch.testing.assert_close(module(x).double(), exact(x.double()), rtol=0, atol=1e-5)
+
+
+def test_auto_does_not_select_it():
+    """It has not run on a GPU yet."""
+    assert triton.available(torch.device("cuda"))
+    q = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, 4, 196, 128))
+    assert functional.fastest(q, trained=True) == functional.fastest(q, trained=False) == "sdpa"
 
 
 def test_errors(monkeypatch):

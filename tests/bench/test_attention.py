@@ -4,7 +4,13 @@ import pytest
 import torch
 from timm.layers.bottleneck_attn import BottleneckAttn
 
-from botvision.attention import RelativeAttention2d, chunked, functional, implementations
+from botvision.attention import (
+    Implementation,
+    RelativeAttention2d,
+    chunked,
+    functional,
+    implementations,
+)
 from botvision.bench import attention
 from botvision.bench.attention import exact, measure_attention
 from botvision.bench.config import AttentionBenchConfig
@@ -70,7 +76,10 @@ def test_a_fault_of_an_implementation_shows_in_its_error(monkeypatch):
     monkeypatch.setitem(
         functional._IMPLEMENTATIONS,
         "chunked",
-        lambda q, k, v, by_row, by_column, scale: attend(q, k, v, by_row, by_column, 2 * scale),
+        Implementation(
+            "chunked",
+            lambda q, k, v, by_row, by_column, scale: attend(q, k, v, by_row, by_column, 2 * scale),
+        ),
     )
     (rows,) = measure_attention(tiny(sizes=["3"], precision=["32"], mode=["forward"]))
     errors = {row.subject: row.relative_error for row in rows}
@@ -81,7 +90,8 @@ def test_an_implementation_that_cannot_run_says_why(monkeypatch):
     def refuse(*_):
         raise ValueError("heads of 8 only")
 
-    monkeypatch.setitem(functional._IMPLEMENTATIONS, "chunked", refuse)
+    refusing = Implementation("chunked", refuse)
+    monkeypatch.setitem(functional._IMPLEMENTATIONS, "chunked", refusing)
     (rows,) = measure_attention(tiny(sizes=["3"], precision=["32"], mode=["forward"]))
     failed = next(row for row in rows if row.subject == "chunked")
     assert failed.failure == "ValueError: heads of 8 only"
@@ -111,8 +121,7 @@ def test_the_marked_one_is_what_auto_runs(monkeypatch):
             ran.append(name)
             return attend(*args)
 
-        monkeypatch.setattr(module, "attend", spy)
-        monkeypatch.setitem(functional._IMPLEMENTATIONS, name, spy)
+        monkeypatch.setitem(functional._IMPLEMENTATIONS, name, Implementation(name, spy))
     for row in marked:
         size = (row.height, row.width)
         x = torch.randn(1, 16, *size, requires_grad=row.mode == "train")

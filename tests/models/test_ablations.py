@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import botvision
 from botvision.attention import RelativeAttention2d
-from botvision.models import insert_bot, insert_non_local
-from botvision.models.ablations import NonLocal2d, new_parts
+from botvision.models import insert_bot, insert_non_local, new_parts
+from botvision.models.ablations import NonLocal2d
 from botvision.models.summary import summarize
 
 RESNETS = {
@@ -166,7 +166,7 @@ def test_options_reach_every_inserted_layer():
     model = botvision.create_model(
         "resnet50_bot_c4_c5",
         layers=(1, 1, 2, 2),
-        heads=8,
+        num_heads=8,
         position="absolute",
         content=False,
         scale_position=False,

@@ -10,7 +10,7 @@ import torch
 import botvision
 from botvision.attention import RelativeAttention2d
 from botvision.errors import UserError
-from botvision.models import BOTNETS
+from botvision.models import has_position_tables
 from botvision.models.summary import summarize
 
 SHALLOW = ("botnet18", "botnet34")
@@ -88,7 +88,7 @@ def test_multiply_adds_are_the_papers(name, size, billions):
 
 @pytest.mark.parametrize("name", botvision.list_models())
 def test_every_model_is_registered_with_timm(name):
-    size = {"img_size": 96} if name in BOTNETS else {}
+    size = {"img_size": 96} if has_position_tables(name) else {}
     with torch.device("meta"):
         body = timm.create_model(name, features_only=True, **size)
         maps = body(torch.empty(1, 3, 96, 130))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from timm.models.resnet import Bottleneck, ResNet
 
+from botvision.attention import Implementation, reference
 from botvision.models import create_model, to_botnet
 
 IMPLEMENTATIONS = ["auto", "chunked", "sdpa", "reference"]
@@ -55,6 +56,12 @@ def test_no_graph_break_in_an_implementation(impl, autocast):
     stage = model(impl=impl).layer4.train()
     weights = [stage[0].conv2.qkv.weight, stage[0].conv2.pos_embed.height_rel]
     check_full_graph(stage, images(2, 1024, 4, 4), weights, autocast=autocast)
+
+
+@pytest.mark.parametrize("impl", ["chunked", Implementation("own", reference.attend)])
+def test_no_graph_break_without_positions(impl):
+    stage = model(position="none", impl=impl).layer4.train()
+    check_full_graph(stage, images(2, 1024, 4, 4), [stage[0].conv2.qkv.weight])
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_position_tables_follow_an_oblong_image():
 def test_options_reach_every_layer():
     model = botvision.to_botnet(
         torchvision.models.resnet50(),
-        heads=8,
+        num_heads=8,
         position="absolute",
         content=False,
         scale_position=False,

@@ -1,9 +1,9 @@
-"""The same attention, a tile of queries at a time: memory linear in the tokens.
+"""The attention in tiles of queries, for CPUs: memory is linear in the tokens.
 
-What positions add to a tile of logits is the outer sum of its rows of ``height_logits`` and
-``width_logits``, so no more than one tile of them need exist. The backward recomputes each tile, as
-FlashAttention does (Dao et al., 2022, section 3.1). Operators of their own, so that
-``torch.compile`` need not unroll the loops.
+The position term of a tile of logits is the outer sum of its rows of ``height_logits`` and
+``width_logits``, so only one tile of it exists at a time. The backward pass recomputes each tile,
+as FlashAttention does (Dao et al., 2022, section 3.1). Both passes are custom operators, so that
+``torch.compile`` does not unroll the loops.
 """
 
 from collections.abc import Iterator
@@ -16,33 +16,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from botvision.attention.flops import count_products
+from botvision.attention.implementation import Implementation, zero_logits
 
-# Logits in a tile: 4 Mi values are 16 MiB in float32. With fewer, the time goes into packing the
-# keys anew for every tile; with more, the tile leaves the caches.
+# Logits per tile: 4 Mi values are 16 MiB in float32. Smaller tiles repack the keys too often;
+# larger ones do not fit into the caches.
 TILE_LOGITS = 4 * 2**20
 
-# The backward has two tiles at once. This much holds a head of 40x40 whole.
+# The backward pass has two tiles in memory. A head of a 40x40 map fits into one of this size.
 BACKWARD_TILE_LOGITS = 5 * 2**19
 
-# In float32, maps from here on are faster by the matrix library than by the fused kernel.
+# In float32, the matrix library is faster than the fused kernel from this number of tokens on.
 _MATRIX_TOKENS = 1024
 
 Heads = tuple[slice, slice]
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    height_logits: Tensor | None,
+    width_logits: Tensor | None,
+    scale: float,
 ) -> Tensor:
-    """Same arguments, result and gradients as :func:`botvision.attention.reference.attend`.
+    """Compute what :func:`botvision.attention.reference.attend` computes, gradients included.
 
     Raises:
-        ValueError: the device is not a CPU, whose fused kernel alone adds a float32 bias to
+        ValueError: the device is not a CPU. Only the fused CPU kernel adds a float32 bias to
             half-precision products.
     """
-    if q.device.type != "cpu":
-        raise ValueError(f"the chunked attention is for a CPU, not {q.device}")
+    if not supports(q.device):
+        raise ValueError(f"the chunked attention runs on a CPU only, not on {q.device}")
+    if height_logits is None or width_logits is None:
+        height_logits, width_logits = zero_logits(q)
     out: Tensor = _attention(q, k, v, height_logits, width_logits, scale)
     return out
+
+
+def supports(device: torch.device) -> bool:
+    """Return whether the device is a CPU."""
+    return device.type == "cpu"
+
+
+IMPLEMENTATION = Implementation("chunked", attend, supports)
 
 
 @torch.library.custom_op("botvision::chunked_attention", mutates_args=())
@@ -76,9 +92,9 @@ def _like_a_map(
 
 
 def _groups(q: Tensor, tile_logits: int) -> Iterator[tuple[Heads, list[slice]]]:
-    """Slices of (images, heads) that share a loop, and in each the slices of queries.
+    """Yield slices of (images, heads), each with the slices of queries that tile it.
 
-    A tile is whole images or, of larger maps, some queries of one image and head.
+    A tile is one or more whole images or, for larger maps, some queries of one image and head.
     """
     batch, heads, tokens, _ = q.shape
     images = tile_logits // (heads * tokens**2)
@@ -93,7 +109,7 @@ def _groups(q: Tensor, tile_logits: int) -> Iterator[tuple[Heads, list[slice]]]:
 
 
 def _buffer(q: Tensor, dtype: torch.dtype, tile_logits: int) -> Tensor:
-    """Room for the logits of any tile; allocating them for each costs as much as filling them."""
+    """Allocate memory for the logits of any tile: allocation per tile takes as long as filling."""
     batch, heads, tokens, _ = q.shape
     length = min(max(tile_logits, tokens), batch * heads * tokens**2)
     return torch.empty(length, dtype=dtype, device=q.device)
@@ -136,10 +152,10 @@ def _attention_backward(
 
 @contextmanager
 def _products_as_in(dtype: torch.dtype) -> Iterator[None]:
-    """For bfloat16: float32 products may round their factors to it; sums and results stay float32.
+    """For bfloat16, let float32 products round their factors to it; sums stay float32.
 
-    Saves rounded copies of every tile, and is exact for what was bfloat16 before. PyTorch has this
-    setting for the whole process, so while a backward runs it holds in other threads too.
+    This needs no rounded copies of the tiles, and is exact for factors that were bfloat16 before.
+    The setting is PyTorch's and global: during a backward pass it applies to other threads too.
     """
     matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision

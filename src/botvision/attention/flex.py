@@ -1,22 +1,33 @@
-"""The same attention by PyTorch's ``flex_attention``, which generates a fused kernel.
+"""The attention by PyTorch's ``flex_attention``, which generates a fused kernel.
 
-It has no gradients on a CPU, and those of the position logits are summed there in an order that
-changes from run to run.
+It has no gradients on a CPU. It sums the gradients of the position logits in an order that changes
+from run to run.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from botvision.attention.implementation import Implementation
+
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    height_logits: Tensor | None,
+    width_logits: Tensor | None,
+    scale: float,
 ) -> Tensor:
-    """Same arguments, result and gradients as :func:`botvision.attention.reference.attend`."""
+    """Compute what :func:`botvision.attention.reference.attend` computes, gradients included."""
+    if height_logits is None or width_logits is None:
+        plain: Tensor = _compiled()(q, k, v, scale=scale)
+        return plain
     width = width_logits.shape[-1]
 
     def add_position(logit: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -27,8 +38,16 @@ def attend(
     return out
 
 
+def supports(device: torch.device) -> bool:
+    """Return whether the device is a GPU and Triton, which compiles the kernel, is installed."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+IMPLEMENTATION = Implementation("flex", attend, supports)
+
+
 @functools.cache
 def _compiled() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention  # Takes half a second.
+    from torch.nn.attention.flex_attention import flex_attention  # The import takes half a second.
 
     return torch.compile(flex_attention)

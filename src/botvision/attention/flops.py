@@ -1,4 +1,4 @@
-"""What torch's ``FlopCounterMode`` should count for attention operators of our own."""
+"""Formulas with which torch's ``FlopCounterMode`` counts our custom operators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 
 def count_products(operator: Any, products: int) -> None:
-    """Have ``operator(x, ...)``, x (B, heads, N, d), count as so many products of N x N x d."""
+    """Count ``operator(x, ...)``, x (B, heads, N, d), as this many products of N x N x d."""
 
     @register_flop_formula(operator)
     def flops(shape: torch.Size, *_: Any, **__: Any) -> int:

@@ -1,50 +1,55 @@
-"""One function, several implementations of it."""
+"""The attention as a function, and the choice between its implementations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from botvision.attention import chunked, flex, reference, sdpa
+from botvision.attention.implementation import Implementation
 from botvision.attention.position import relative_logits
 
 try:
-    from botvision.attention import triton_attention as triton
-except ImportError:  # Triton is made for Linux alone.
-    triton = None  # type: ignore[assignment]
+    from botvision.attention import triton_attention
+except ImportError:  # Triton exists for Linux only.
+    triton_attention = None  # type: ignore[assignment]
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
-
-_IMPLEMENTATIONS: dict[str, Attend] = {
-    "reference": reference.attend,
-    "chunked": chunked.attend,
-    "sdpa": sdpa.attend,
-    "flex": flex.attend,
+_IMPLEMENTATIONS: dict[str, Implementation] = {
+    module.IMPLEMENTATION.name: module.IMPLEMENTATION
+    for module in (reference, sdpa, chunked, flex, triton_attention)
+    if module is not None
 }
-if triton is not None:
-    _IMPLEMENTATIONS["triton"] = triton.attend
 
-# Measured crossovers on a CPU (benchmarks/README.md). Maps of fewer cells train faster with their
-# logits kept than recomputed.
-_KEPT_CELLS = 800
-_KEPT_CELLS_HALF = 300
+# Crossovers measured on a CPU (benchmarks/README.md): in training, smaller maps are faster if the
+# logits are kept than if they are recomputed.
+_KEPT_TOKENS = 800
+_KEPT_TOKENS_HALF = 300
 
 
 def implementations(device: torch.device | str) -> list[str]:
-    """Names of the implementations that run on ``device``; ``"reference"`` is always among them."""
+    """Return the names of the built-in implementations that run on ``device``.
+
+    ``"reference"`` is always among them.
+    """
     device = torch.device(device)
-    names = ["reference", "sdpa"]
-    if device.type == "cpu":
-        names.append("chunked")
-    if device.type == "cuda" and triton is not None:
-        names.append("flex")
-    if triton is not None and triton.available(device):
-        names.append("triton")
-    return names
+    return [name for name, one in _IMPLEMENTATIONS.items() if one.supports(device)]
+
+
+def check_impl(impl: str | Implementation) -> None:
+    """Check the argument ``impl`` of a layer or function.
+
+    Raises:
+        ValueError: ``impl`` is not ``"auto"``, the name of a built-in implementation or an
+            :class:`Implementation`.
+    """
+    if impl != "auto" and not isinstance(impl, Implementation) and impl not in _IMPLEMENTATIONS:
+        names = ", ".join(["auto", *_IMPLEMENTATIONS])
+        raise ValueError(
+            f"no attention implementation is named {impl!r}; choose one of {names}, or pass a "
+            "botvision.attention.Implementation"
+        )
 
 
 def attend(
@@ -55,45 +60,61 @@ def attend(
     width_logits: Tensor | None,
     *,
     scale: float,
-    impl: str,
+    impl: str | Implementation,
 ) -> Tensor:
-    """Run one implementation (or ``"auto"``); see ``reference.probabilities`` for the arguments.
+    """Run an implementation on queries, keys, values and position logits.
+
+    Args:
+        q: queries (B, heads, N, d).
+        k: keys, same shape.
+        v: values, same shape.
+        height_logits: (B, heads, N, H), or ``None`` without positions; see
+            :func:`botvision.attention.reference.probabilities`.
+        width_logits: (B, heads, N, W), or ``None`` without positions.
+        scale: factor of ``q k^T``.
+        impl: ``"auto"``, the name of a built-in implementation, or an :class:`Implementation`.
+
+    Returns:
+        (B, heads, N, d) in the dtype of ``v``.
 
     Raises:
-        ValueError: ``impl`` is not the name of an implementation, or does not run on these inputs.
+        ValueError: ``impl`` is unknown or does not run on these inputs.
     """
-    if impl != "auto" and impl not in _IMPLEMENTATIONS:
-        names = ", ".join(["auto", *_IMPLEMENTATIONS])
-        raise ValueError(f"no attention implementation is named {impl!r}; choose one of {names}")
+    check_impl(impl)
     if impl == "auto":
         trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
-        impl = fastest(q, trained=trained)
-    if impl == "reference":
-        return reference.attend(q, k, v, height_logits, width_logits, scale)
-    if height_logits is None or width_logits is None:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return _IMPLEMENTATIONS[impl](q, k, v, height_logits, width_logits, scale)
+        impl = fastest(q, trained=trained, positions=height_logits is not None)
+    if isinstance(impl, str):
+        impl = _IMPLEMENTATIONS[impl]
+    return impl.attend(q, k, v, height_logits, width_logits, scale)
 
 
-def fastest(q: Tensor, *, trained: bool) -> str:
-    """What ``impl="auto"`` takes for queries (B, heads, N, d); an exported program the reference.
+def fastest(q: Tensor, *, trained: bool, positions: bool = True) -> str:
+    """Return the name of the implementation that ``impl="auto"`` selects.
 
-    ``trained``: with a backward pass to follow. On a CPU by measured crossovers; on a GPU, where
-    nothing has been measured yet, our own kernel where it runs.
+    Exported programs use ``"reference"``. On a CPU, the choice follows measured crossovers. On
+    other devices it is ``"sdpa"``: the Triton kernel has not run on a GPU yet, so it must be
+    selected by name.
+
+    Args:
+        q: queries (B, heads, N, d).
+        trained: whether a backward pass follows.
+        positions: whether there are position logits. Without them, ``"sdpa"`` is PyTorch's own
+            ``scaled_dot_product_attention``.
     """
-    tokens = q.shape[-2]
     if torch.compiler.is_exporting() or q.device.type == "meta":
         return "reference"
     if q.device.type == "cpu":
-        kept = _KEPT_CELLS_HALF if q.dtype.itemsize <= 2 else _KEPT_CELLS
-        return "reference" if trained and tokens < kept else "chunked"
-    if triton is not None and triton.available(q.device) and triton.fits(q):
-        return "triton"
+        kept = _KEPT_TOKENS_HALF if q.dtype.itemsize <= 2 else _KEPT_TOKENS
+        if trained and q.shape[-2] < kept:
+            return "reference"
+        if positions:
+            return "chunked"
     return "sdpa"
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which autocast, where it is on, wants products of ``tensor``."""
+    """Return the dtype in which autocast, if enabled, computes products of ``tensor``."""
     device = tensor.device.type
     if tensor.dtype != torch.float64 and _has_autocast(device):
         return torch.get_autocast_dtype(device)
@@ -101,7 +122,7 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off where it is on."""
+    """Return a context that disables autocast if it is enabled."""
     if _has_autocast(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -120,37 +141,39 @@ def relative_attention_2d(
     *,
     size: tuple[int, int],
     scale_position: bool = True,
-    impl: str = "auto",
+    impl: str | Implementation = "auto",
 ) -> Tensor:
-    """Global self-attention with 2-D relative positions (paper, Figure 4).
+    """Compute global self-attention with 2-D relative positions (paper, Figure 4).
 
-    With ``s = d**-0.5``, query cell (i_h, i_w) and key cell (j_h, j_w)::
+    With ``s = d**-0.5``, a query at (i_h, i_w) and a key at (j_h, j_w)::
 
         logit = s q.k + s q.(height_rel[j_h - i_h + H - 1] + width_rel[j_w - i_w + W - 1])
 
-    followed by a softmax over all H*W keys jointly and the sum of the values. Under autocast q, k
-    and v take its dtype; logits and softmax are float32 all the same (float64 for float64).
+    followed by a softmax over all H*W keys and the weighted sum of the values. Under autocast, q, k
+    and v are cast to its dtype; logits and softmax stay float32 (float64 for float64 inputs).
 
     Args:
-        q: queries (B, heads, H*W, d), not scaled, cells in row-major order.
+        q: queries (B, heads, H*W, d), not scaled, tokens in row-major order.
         k: keys, same shape.
         v: values, same shape.
-        height_rel: (2H-1, d), shared by the heads.
-        width_rel: (2W-1, d), shared by the heads.
-        size: (H, W) of the map.
-        scale_position: scale the position term too, as the authors' code does; ``False`` for
-            weights trained with timm's default.
-        impl: ``"auto"`` or one of :func:`implementations`.
+        height_rel: (2H-1, d), shared by all heads.
+        width_rel: (2W-1, d), shared by all heads.
+        size: height and width (H, W) of the feature map.
+        scale_position: whether to scale the position term too, as the authors' code does; use
+            ``False`` for weights trained with timm's default.
+        impl: ``"auto"``, one of :func:`implementations`, or an :class:`Implementation`.
 
     Returns:
         (B, heads, H*W, d).
 
     Raises:
-        ValueError: shapes that do not fit ``size``, or an unknown ``impl``.
+        ValueError: the shapes do not fit ``size``, or ``impl`` is unknown.
     """
     height, width = size
     if q.shape[-2] != height * width:
-        raise ValueError(f"q has {q.shape[-2]} tokens, but a map of {height}x{width} has others")
+        raise ValueError(
+            f"q has {q.shape[-2]} tokens, but a map of {height}x{width} has {height * width}"
+        )
     if height_rel.shape[0] != 2 * height - 1 or width_rel.shape[0] != 2 * width - 1:
         raise ValueError(
             f"a map of {height}x{width} needs tables of {2 * height - 1} and {2 * width - 1} rows, "

@@ -1,15 +1,15 @@
-"""The MHSA layer of a BoT block (paper, Figure 4)."""
+"""The multi-head self-attention layer of a BoT block (paper, Figure 4)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from botvision.attention import reference
-from botvision.attention.functional import attend, no_autocast
+from botvision.attention.functional import attend, check_impl, no_autocast
+from botvision.attention.implementation import Implementation
 from botvision.attention.position import AbsolutePosition, RelativePosition
 from botvision.config import TableResize
 
@@ -19,12 +19,34 @@ Position = Literal["relative", "absolute", "none"]
 class RelativeAttention2d(nn.Module):
     """Global multi-head self-attention over a feature map, (B, dim, H, W) -> (B, dim, H', W').
 
-    ``q k^T + q r^T`` with a learned ``r`` per axis (paper, sections 3.2 and 4.3): three 1x1
-    projections without bias, no output projection, no dropout, positions in the logits alone. The
-    parameter names and shapes are those of timm's ``BottleneckAttn``, so that its weights load
-    unchanged (set ``scale_position=False`` for weights trained with timm's default).
+    The logits are ``q k^T + q r^T`` with a learned ``r`` per axis (paper, sections 3.2 and 4.3).
+    The layer has three 1x1 projections without bias, no output projection and no dropout; positions
+    enter the logits only. Parameter names and shapes are those of timm's ``BottleneckAttn``, so its
+    weights load unchanged (with ``scale_position=False`` for weights trained with timm's default).
 
-    Logits and softmax are float32 (float64 for a float64 module) also in half precision.
+    Logits and softmax are float32 (float64 for a float64 module), also in half precision.
+
+    Args:
+        dim: input and output channels.
+        feat_size: height and width of the feature map for which the position tables are made. The
+            layer accepts maps of any size.
+        num_heads: attention heads, each of ``dim / num_heads`` channels.
+        position: ``"relative"`` (the paper), ``"absolute"`` (its ablation) or ``"none"``.
+        content: whether to include the term ``q k^T``; ``False`` keeps the position term only
+            (paper, Table 4).
+        scale_position: whether to scale the position term by d^-0.5, like the content term.
+        stride: 1, or 2 to average 2x2 positions after the attention, rounding up (caption of the
+            paper's Table 1).
+        table_resize: how a map smaller than ``feat_size`` uses the tables. ``"slice"`` keeps
+            offsets in feature-map cells (for detection, where objects keep their size);
+            ``"interpolate"`` keeps offsets relative to the map (for classification, where a smaller
+            input shows the same picture). A larger map always interpolates.
+        impl: ``"auto"``, one of ``botvision.attention.implementations(device)``, or an
+            :class:`botvision.attention.Implementation`.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of ``num_heads``, an option is unknown, or there is
+            neither a content nor a position term.
     """
 
     def __init__(
@@ -38,29 +60,8 @@ class RelativeAttention2d(nn.Module):
         scale_position: bool = True,
         stride: int = 1,
         table_resize: TableResize = "slice",
-        impl: str = "auto",
+        impl: str | Implementation = "auto",
     ) -> None:
-        """Make the layer for a map of ``feat_size`` cells; any other map works afterwards.
-
-        Args:
-            dim: channels in and out.
-            feat_size: H and W of the map for which the position tables are made.
-            num_heads: heads, each of ``dim / num_heads`` channels.
-            position: ``"relative"`` (the paper), ``"absolute"`` (its ablation) or ``"none"``.
-            content: with the term ``q k^T``; ``False`` leaves the position term alone (Table 4).
-            scale_position: scale the position term by d^-0.5 like the content term.
-            stride: 2 averages 2x2 cells after the attention, rounding up (Table 1's caption).
-            table_resize: how a smaller map than ``feat_size`` uses the tables: ``"slice"`` keeps
-                offsets in cells (the default, and right for detection, where objects keep their
-                size in cells), ``"interpolate"`` keeps offsets relative to the map (right for
-                classification, where a smaller input shows the same picture). A larger map
-                interpolates.
-            impl: ``"auto"`` or a name of ``botvision.attention.implementations(device)``.
-
-        Raises:
-            ValueError: ``dim`` is not a multiple of ``num_heads``, an unknown option, or neither
-                content nor position.
-        """
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
@@ -70,6 +71,7 @@ class RelativeAttention2d(nn.Module):
             raise ValueError(f'table_resize is "slice" or "interpolate", not {table_resize!r}')
         if not content and position == "none":
             raise ValueError("attention needs a content term, a position term, or both")
+        check_impl(impl)
         self.dim = dim
         self.num_heads = num_heads
         self.content = content
@@ -88,21 +90,26 @@ class RelativeAttention2d(nn.Module):
             self.pos_embed = None
         else:
             raise ValueError(f'position is "relative", "absolute" or "none", not {position!r}')
-        # ceil_mode: an odd map must meet the strided 1x1 convolution of the shortcut.
+        # ceil_mode: an odd map must match the strided 1x1 convolution of the shortcut.
         self.pool = nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw q, k and v from N(0, 0.01^2), as the authors' code does, and the tables anew."""
+        """Draw the projections from N(0, 0.01^2), as the authors' code does, and the tables."""
         nn.init.normal_(self.qkv.weight, std=0.01)
         if self.pos_embed is not None:
             self.pos_embed.reset_parameters()
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the position tables, as timm's optimizers expect."""
+        if self.pos_embed is None:
+            return set()
+        return {name for name, _ in self.pos_embed.named_parameters("pos_embed")}
+
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the whole map: (B, dim, H, W) -> (B, dim, H, W), halved by ``stride=2``.
 
-        Fastest for a channels-last ``x``, whose memory is neither copied nor reordered; the result
-        is channels-last.
+        The result is channels-last. A channels-last ``x`` is fastest: it is not copied.
         """
         batch, _, height, width = x.shape
         q, k, v, height_logits, width_logits = self._terms(x)
@@ -114,9 +121,9 @@ class RelativeAttention2d(nn.Module):
         return pooled
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """What every cell takes from every cell: (B, heads, H, W, H, W), query first.
+        """Return the attention weights, (B, heads, H, W, H, W), query first.
 
-        For pictures and analysis; it holds all N x N weights of every image and head.
+        For visualization and analysis: all N x N weights of every image and head are in memory.
         """
         height, width = x.shape[-2:]
         q, k, _, height_logits, width_logits = self._terms(x)
@@ -125,11 +132,13 @@ class RelativeAttention2d(nn.Module):
         return weights.reshape(-1, self.num_heads, height, width, height, width)
 
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Queries, keys and values (B, heads, N, d) and position logits (B, heads, N, H or W)."""
+        """Return q, k and v (B, heads, N, d) and the position logits (B, heads, N, H or W)."""
         batch, _, height, width = x.shape
-        # A 1x1 convolution of a channels-last map is a product over its last axis.
-        qkv = F.linear(x.permute(0, 2, 3, 1), self.qkv.weight.flatten(1))
-        # Heads outermost within each of q, k and v.
+        # Channels-last, so that the channels of a head are adjacent in memory; only other maps are
+        # copied.
+        qkv = self.qkv(x.contiguous(memory_format=torch.channels_last))
+        qkv = qkv.permute(0, 2, 3, 1).contiguous()
+        # Of the channels, q, k and v are outermost and heads second.
         qkv = qkv.view(batch, height * width, 3, self.num_heads, self.dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         height_logits = width_logits = None

@@ -1,7 +1,7 @@
 """Position tables: learned, one per axis, shared by all heads (paper, section 3.2, Figure 4).
 
-What a position adds to a logit splits into a number per image row and a number per image column,
-so a query needs H + W of them rather than H * W.
+The position term of a logit is the sum of a number per image row and a number per image column, so
+a query needs H + W of them instead of H * W.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from botvision.config import TableResize
 def relative_logits(
     q: Tensor, height_rel: Tensor, width_rel: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """What relative positions add to the logits: index = key - query + (L - 1).
+    """Compute the logits of relative positions, with table index key - query + (L - 1).
 
     Args:
         q: queries on their map (B, heads, H, W, d).
         height_rel: (2H-1, d).
         width_rel: (2W-1, d).
-        scale: a factor of the result.
+        scale: factor of the result.
 
     Returns:
-        height logits (B, heads, H, W, H) and width logits (B, heads, H, W, W), the last axis being
-        the key's row and the key's column; float32, or float64 for a float64 ``q``.
+        Height logits (B, heads, H, W, H) and width logits (B, heads, H, W, W), whose last axis is
+        the key's row or column; float32 (float64 for a float64 ``q``).
     """
     height, width = q.shape[2:4]
     return _logits(q, _by_offset(height_rel, height), _by_offset(width_rel, width), scale)
@@ -37,9 +37,16 @@ def relative_logits(
 def absolute_logits(
     q: Tensor, height_abs: Tensor, width_abs: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """What absolute positions (paper, Table 4, ``q r_abs``) add: (H, d) and (W, d) of the key.
+    """Compute the logits of absolute positions (``q r_abs`` in the paper's Table 4).
 
-    Otherwise as :func:`relative_logits`.
+    Args:
+        q: queries on their map (B, heads, H, W, d).
+        height_abs: (H, d), indexed by the key's row.
+        width_abs: (W, d), indexed by the key's column.
+        scale: factor of the result.
+
+    Returns:
+        See :func:`relative_logits`.
     """
     height, width = q.shape[2:4]
     by_row, by_column = height_abs.expand(height, -1, -1), width_abs.expand(width, -1, -1)
@@ -49,15 +56,15 @@ def absolute_logits(
 def _by_offset(table: Tensor, length: int) -> Tensor:
     """(2L-1, d) to (L, L, d): at [query, key] the row ``key - query + L - 1``.
 
-    By views, since the gradient of an index is slow: repeated at a period of one row more than
-    is read from each, the table moves on by one from query to query.
+    By views, because gradients of indexing are slow: the table, padded by one row and repeated, is
+    read in pieces of its original length, so that it shifts by one row from query to query.
     """
     rows = F.pad(table, (0, 0, 0, 1)).expand(length, -1, -1).flatten(0, 1)
     return rows[:-length].view(length, 2 * length - 1, -1)[:, length - 1 :]
 
 
 def _logits(q: Tensor, by_row: Tensor, by_column: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Products with the vectors of [query, key], (H, H, d) and (W, W, d), along each axis."""
+    """Products of q with the vectors of [query, key], (H, H, d) and (W, W, d), per axis."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     by_row, by_column = by_row.to(dtype) * scale, by_column.to(dtype) * scale
     apply = _AxisLogits.apply if torch.is_grad_enabled() else _axis_logits
@@ -74,7 +81,7 @@ def _axis_logits(q: Tensor, vectors: Tensor) -> Tensor:
 
 
 class _AxisLogits(torch.autograd.Function):
-    """:func:`_axis_logits`, which keeps no float32 copy of q and has gradients in q's precision."""
+    """:func:`_axis_logits` without a saved float32 copy of q, and with gradients in q's dtype."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, vectors: Tensor) -> Tensor:
@@ -91,11 +98,17 @@ class _AxisLogits(torch.autograd.Function):
 
 
 def resize_relative(table: Tensor, length: int, resize: TableResize) -> Tensor:
-    """Fit a (2L-1, d) table to a map of ``length`` cells: (2*length-1, d).
+    """Resize a (2L-1, d) table for a map of ``length`` cells.
 
-    ``"slice"`` keeps the centre of the table, so an offset of two cells stays an offset of two
-    cells; a larger map than the table's has offsets that the table lacks and interpolates.
-    ``"interpolate"`` stretches the table, so an offset across the whole map stays one.
+    Args:
+        table: relative positions, (2L-1, d).
+        length: cells of the map along the axis.
+        resize: ``"slice"`` keeps the center of the table, so an offset of two cells keeps its row.
+            A map larger than the table's has offsets that the table lacks, and interpolates.
+            ``"interpolate"`` stretches the table, so an offset across the whole map keeps its row.
+
+    Returns:
+        (2*length-1, d).
     """
     cells = (table.shape[0] + 1) // 2
     reach: Any = torch.sym_min(cells, length) if resize == "slice" else cells
@@ -103,10 +116,16 @@ def resize_relative(table: Tensor, length: int, resize: TableResize) -> Tensor:
 
 
 def resize_absolute(table: Tensor, length: int, resize: TableResize) -> Tensor:
-    """Fit an (L, d) table to a map of ``length`` cells: (length, d).
+    """Resize an (L, d) table for a map of ``length`` cells.
 
-    ``"slice"`` keeps the first cells, since a smaller image lies at the top left of its padded
-    canvas; otherwise as :func:`resize_relative`.
+    Args:
+        table: absolute positions, (L, d).
+        length: cells of the map along the axis.
+        resize: ``"slice"`` keeps the first cells, because a smaller image is at the top left of its
+            padded canvas; otherwise as in :func:`resize_relative`.
+
+    Returns:
+        (length, d).
     """
     cells = table.shape[0]
     reach: Any = torch.sym_min(cells, length) if resize == "slice" else cells
@@ -114,9 +133,9 @@ def resize_absolute(table: Tensor, length: int, resize: TableResize) -> Tensor:
 
 
 def _resample(table: Tensor, first: int, reach: int, length: int, *, rows: int) -> Tensor:
-    """Rows ``first + i * (reach - 1) / (length - 1)``, linear between two rows of the table.
+    """Rows ``first + i * (reach - 1) / (length - 1)``, interpolated linearly.
 
-    Without a branch on the size, so that one exported program takes any.
+    There is no branch on the size, so that an exported program accepts any size.
     """
     if not torch.compiler.is_exporting() and rows == table.shape[0]:
         return table
@@ -131,14 +150,18 @@ def _resample(table: Tensor, first: int, reach: int, length: int, *, rows: int) 
 class RelativePosition(nn.Module):
     """The tables ``height_rel`` (2H-1, d) and ``width_rel`` (2W-1, d), drawn from N(0, 1/d).
 
-    The authors' code passed d^-0.5 as the mean of the initialiser; by their own note it was meant
-    as the standard deviation, as it is here.
+    The authors' code passed d^-0.5 as the mean of the initializer; they note that it was meant as
+    the standard deviation, as it is here.
+
+    Args:
+        feat_size: height and width (H, W) of the map, cells.
+        head_dim: channels per head, d.
+        table_resize: how maps of other sizes use the tables, see :func:`resize_relative`.
     """
 
     def __init__(
         self, feat_size: tuple[int, int], head_dim: int, table_resize: TableResize
     ) -> None:
-        """Make the tables of a map of ``feat_size`` (H, W) cells."""
         super().__init__()
         height, width = feat_size
         self.table_resize: TableResize = table_resize
@@ -147,30 +170,35 @@ class RelativePosition(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw both tables anew."""
+        """Draw both tables again."""
         for table in (self.height_rel, self.width_rel):
             nn.init.normal_(table, std=table.shape[-1] ** -0.5)
 
     def tables(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Both tables, fitted to a map of ``size`` (H, W) cells."""
+        """Return both tables, resized for a map of ``size`` (H, W) cells."""
         return (
             resize_relative(self.height_rel, size[0], self.table_resize),
             resize_relative(self.width_rel, size[1], self.table_resize),
         )
 
     def forward(self, q: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """``scale`` times :func:`relative_logits` of queries (B, heads, H, W, d)."""
+        """Return :func:`relative_logits` of queries (B, heads, H, W, d), times ``scale``."""
         height_rel, width_rel = self.tables((q.shape[2], q.shape[3]))
         return relative_logits(q, height_rel, width_rel, scale)
 
 
 class AbsolutePosition(nn.Module):
-    """The tables ``height_abs`` (H, d) and ``width_abs`` (W, d), drawn from N(0, 1/d)."""
+    """The tables ``height_abs`` (H, d) and ``width_abs`` (W, d), drawn from N(0, 1/d).
+
+    Args:
+        feat_size: height and width (H, W) of the map, cells.
+        head_dim: channels per head, d.
+        table_resize: how maps of other sizes use the tables, see :func:`resize_absolute`.
+    """
 
     def __init__(
         self, feat_size: tuple[int, int], head_dim: int, table_resize: TableResize
     ) -> None:
-        """Make the tables of a map of ``feat_size`` (H, W) cells."""
         super().__init__()
         height, width = feat_size
         self.table_resize: TableResize = table_resize
@@ -179,12 +207,12 @@ class AbsolutePosition(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw both tables anew."""
+        """Draw both tables again."""
         for table in (self.height_abs, self.width_abs):
             nn.init.normal_(table, std=table.shape[-1] ** -0.5)
 
     def forward(self, q: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """``scale`` times :func:`absolute_logits` of queries (B, heads, H, W, d)."""
+        """Return :func:`absolute_logits` of queries (B, heads, H, W, d), times ``scale``."""
         height_abs = resize_absolute(self.height_abs, q.shape[2], self.table_resize)
         width_abs = resize_absolute(self.width_abs, q.shape[3], self.table_resize)
         return absolute_logits(q, height_abs, width_abs, scale)

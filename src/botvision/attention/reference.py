@@ -1,6 +1,6 @@
-"""The formula, as written: every logit exists at once.
+"""The formula as written, with all logits in memory.
 
-Clear, differentiable by autograd and exportable; memory grows with the square of the tokens.
+It is differentiable by autograd and exportable. Memory grows with the square of the tokens.
 """
 
 from __future__ import annotations
@@ -10,28 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from botvision.attention.implementation import Implementation
+
 
 def accurate(tensor: Tensor) -> Tensor:
-    """The tensor in float32 (float64 stays): half-precision logits would lose their fraction."""
+    """Cast to float32, except float64: half-precision logits would lose their fraction."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def probabilities(
     q: Tensor, k: Tensor, height_logits: Tensor | None, width_logits: Tensor | None, scale: float
 ) -> Tensor:
-    """Softmax over all H*W keys jointly of ``scale q k^T + height_logits + width_logits``.
+    """Softmax of ``scale q k^T + height_logits + width_logits`` over all H*W keys.
 
     Args:
         q: queries (B, heads, N, d).
         k: keys (B, heads, N, d).
-        height_logits: (B, heads, N, H), what each query adds to every key of an image row; float32
-            or float64.
-        width_logits: (B, heads, N, W), what each query adds to every key of an image column.
-        scale: of the content logits.
+        height_logits: (B, heads, N, H), the term that each query adds to all keys of a row of the
+            map; float32 or float64. ``None`` without positions.
+        width_logits: (B, heads, N, W), the term that each query adds to all keys of a column.
+            ``None`` without positions.
+        scale: factor of ``q k^T``.
 
     Returns:
-        (B, heads, N, N) in float32 (float64 for float64), each row summing to one; cell (i, j) is
-        what query i takes from key j.
+        (B, heads, N, N) in float32 (float64 for float64); element (i, j) is the weight of key j for
+        query i, and each row sums to one.
     """
     position = torch.zeros((), dtype=accurate(q).dtype, device=q.device)
     if height_logits is not None and width_logits is not None:
@@ -50,7 +53,7 @@ def _logits(position: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 class _Logits(torch.autograd.Function):
-    """Float32 logits of half-precision q and k, whose gradients are half-precision products."""
+    """Float32 logits of half-precision q and k, with gradients from half-precision products."""
 
     @staticmethod
     def forward(ctx: Any, position: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -62,7 +65,7 @@ class _Logits(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k = ctx.saved_tensors
         half = grad.to(q.dtype)
-        # A library copies the transposed factor of a product: let it be the small one.
+        # Matrix libraries copy the transposed factor of a product: make it the small one.
         grad_k = (q.transpose(1, 2) @ half).transpose(1, 2)
         position = grad if ctx.needs_input_grad[0] else None
         return position, (half @ k) * ctx.scale, grad_k * ctx.scale, None
@@ -76,6 +79,21 @@ def attend(
     width_logits: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """``probabilities(...) @ v``: (B, heads, N, d), in the dtype of ``v`` (B, heads, N, d)."""
+    """Compute ``probabilities(q, k, height_logits, width_logits, scale) @ v``.
+
+    Args:
+        q: see :func:`probabilities`, like all other arguments but ``v``.
+        k: keys.
+        v: values (B, heads, N, d).
+        height_logits: position logits of the rows, or ``None``.
+        width_logits: position logits of the columns, or ``None``.
+        scale: factor of ``q k^T``.
+
+    Returns:
+        (B, heads, N, d) in the dtype of ``v``.
+    """
     weights = probabilities(q, k, height_logits, width_logits, scale)
     return torch.matmul(weights.to(v.dtype), v)
+
+
+IMPLEMENTATION = Implementation("reference", attend)

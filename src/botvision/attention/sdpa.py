@@ -1,8 +1,9 @@
-"""The same attention by a plain fused kernel without a bias: positions ride on the channels.
+"""The attention by PyTorch's ``scaled_dot_product_attention``, with the positions on the channels.
 
-A query is lengthened by its H row and W column numbers, a key by the one-hot codes of its row and
-column; their product then holds the position term. For half-precision inputs the numbers come as
-two channels each, the rounded value and what rounding left, so that the logits stay accurate.
+Queries are extended by their H row logits and W column logits, keys by the one-hot codes of their
+row and column; the product of the two then contains the position term, so fused kernels without a
+bias can run it. For half-precision inputs each position logit takes two channels, the rounded value
+and the rounding error, so that the logits stay accurate.
 """
 
 from __future__ import annotations
@@ -11,15 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from botvision.attention.implementation import Implementation
+
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    height_logits: Tensor | None,
+    width_logits: Tensor | None,
+    scale: float,
 ) -> Tensor:
-    """Same arguments, result and gradients as :func:`botvision.attention.reference.attend`.
+    """Compute what :func:`botvision.attention.reference.attend` computes, gradients included.
 
-    PyTorch's flash kernel for CUDA takes up to 256 channels: with heads of 128 a map of 64x64 in
-    float32, of 32x32 in half precision; beyond, it takes a kernel of less speed.
+    On CUDA, PyTorch's FlashAttention kernel needs half precision and at most 256 channels: with 128
+    channels per head, a map of at most 32x32. Otherwise PyTorch selects another kernel.
     """
+    if height_logits is None or width_logits is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
     height, width = height_logits.shape[-1], width_logits.shape[-1]
     rows = torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, dim=0)
     columns = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
@@ -37,3 +47,6 @@ def attend(
         scale=scale,
     )
     return out[..., : v.shape[-1]]
+
+
+IMPLEMENTATION = Implementation("sdpa", attend)

@@ -1,9 +1,13 @@
-"""The same attention in one fused kernel for CUDA GPUs, and two more for its gradients.
+"""The attention in a fused Triton kernel for CUDA GPUs, with two kernels for its gradients.
 
-FlashAttention (Dao et al., 2022; the gradients as in its second version, Dao, 2023, but without
-atomics: runs repeat to the bit) whose tiles of keys lie along the image, ``rows`` image rows by
-``block_w`` image columns. So what columns add to a block of queries stays in registers while the
-kernel walks down the image, and what rows add is one number per query and image row.
+The kernels have been checked in Triton's interpreter and compiler. They have not run on a GPU yet,
+so ``impl="auto"`` does not select them.
+
+The algorithm is FlashAttention (Dao et al., 2022; gradients as in FlashAttention-2, Dao, 2023, but
+without atomics, so that runs are bitwise reproducible). Tiles of keys follow the image: ``rows``
+image rows by ``block_w`` image columns. The width logits of a block of queries then stay in
+registers while the kernel moves down the image, and the height logits are one number per query and
+image row.
 """
 
 # Triton has no types.
@@ -18,39 +22,45 @@ import triton
 from torch import Tensor
 
 from botvision.attention.flops import count_products
+from botvision.attention.implementation import Implementation, zero_logits
 from botvision.attention.triton_kernels import backward_keys, backward_queries, forward
 
 
 # Constants for torch.compile, which cannot trace how Triton reads its settings.
 @torch.compiler.assume_constant_result
 def available(device: torch.device) -> bool:
-    """Whether the kernels run there: on CUDA, and anywhere in Triton's interpreter.
+    """Return whether the kernels run on a device: on CUDA, or on any in Triton's interpreter.
 
-    The interpreter is slow and for tests; as of Triton 3.9 it gets products of bfloat16 wrong.
+    The interpreter is slow and for tests only. As of Triton 3.9, its bfloat16 products are wrong.
     """
     cuda = device.type == "cuda" and torch.version.hip is None
     return cuda or bool(triton.knobs.runtime.interpret)
 
 
 def fits(q: Tensor) -> bool:
-    """Whether the kernels take queries (B, heads, N, d) of this head size and dtype."""
+    """Return whether the kernels support the device, head size and dtype of q (B, heads, N, d)."""
     dtypes = (torch.float16, torch.bfloat16, torch.float32)
     return 16 <= q.shape[-1] <= 128 and q.dtype in dtypes and not _is_old(q.device)
 
 
 @torch.compiler.assume_constant_result
 def _is_old(device: torch.device) -> bool:
-    """Whether it is a GPU from before Ampere, without bfloat16 and asynchronous copies."""
+    """Return whether a GPU is older than Ampere: no bfloat16, no asynchronous copies."""
     return device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    height_logits: Tensor | None,
+    width_logits: Tensor | None,
+    scale: float,
 ) -> Tensor:
-    """Same arguments, result and gradients as :func:`botvision.attention.reference.attend`.
+    """Compute what :func:`botvision.attention.reference.attend` computes, gradients included.
 
     Raises:
-        ValueError: the device, the head size or the dtype is not one the kernels are made for.
+        ValueError: the kernels do not support the device, the head size or the dtype.
     """
     if not (available(q.device) and fits(q)):
         raise ValueError(
@@ -58,12 +68,17 @@ def attend(
             f"16 to 128 channels in float16, bfloat16 or float32, not {q.shape[-1]} channels in "
             f"{q.dtype} on {q.device}"
         )
+    if height_logits is None or width_logits is None:
+        height_logits, width_logits = zero_logits(q)
     out: Tensor = _attention(q, k, v, height_logits, width_logits, scale)[0]
     return out
 
 
+IMPLEMENTATION = Implementation("triton", attend, available)
+
+
 class _Launch(NamedTuple):
-    """What one program takes at a time, and how it runs."""
+    """Block sizes and launch options of a kernel."""
 
     queries: int
     keys: int
@@ -71,10 +86,10 @@ class _Launch(NamedTuple):
     stages: int
 
 
-# Of the forward and of the gradients of queries and of keys, by what the compiler says of heads of
-# 128 channels, not by measurement. In half precision no inner loop spills registers, except that of
-# the keys in tiles of 8 columns; with twice the queries or keys each would. A program has 227 KiB
-# of shared memory on Hopper, 99 or more on older GPUs.
+# For the forward pass, the gradients of queries and those of keys. Chosen from the compiler's
+# output for heads of 128 channels, not by measurement. In half precision no inner loop spills
+# registers, except that of the keys in tiles of 8 columns; with twice the queries or keys all do.
+# A program has 227 KiB of shared memory on Hopper, 99 KiB or more on older GPUs.
 _HALF = (_Launch(128, 64, 8, 3), _Launch(128, 64, 8, 2), _Launch(32, 128, 8, 2))
 _HALF_BEFORE_HOPPER = (_Launch(128, 64, 8, 2), _Launch(64, 64, 8, 2), _Launch(32, 64, 8, 2))
 _SINGLE = (_Launch(64, 32, 8, 2), _Launch(32, 32, 8, 2), _Launch(32, 32, 8, 1))
@@ -91,9 +106,9 @@ def _launches(q: Tensor) -> tuple[_Launch, _Launch, _Launch]:
 
 
 def _block_w(height: int, width: int, keys: int) -> int:
-    """Columns of a tile of ``keys`` keys that leave the fewest keys outside the image.
+    """Return the columns per tile of ``keys`` keys for which the fewest keys lie off the image.
 
-    Of equals the widest, which has the fewest image rows to tell apart.
+    Among equals the widest, whose tiles have the fewest image rows.
     """
     widths = [block_w for block_w in (64, 32, 16, 8) if block_w <= keys]
     return min(widths, key=lambda w: ceil(width / w) * w * ceil(height * w / keys) * (keys // w))
@@ -102,11 +117,11 @@ def _block_w(height: int, width: int, keys: int) -> int:
 def _prepare(
     q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor
 ) -> tuple[list[Tensor], int]:
-    """The tensors as the kernels want them, and ``block_w``.
+    """Return the tensors in the layout that the kernels expect, and ``block_w``.
 
-    q, k and v with the same strides and channels that lie together; height_logits
-    (B, heads, H, N), so that the numbers of neighbouring queries lie together; width_logits
-    (B, heads, N, W) with W filled up to whole tiles by -inf.
+    q, k and v have the same strides and adjacent channels. height_logits becomes (B, heads, H, N),
+    so that values of neighboring queries are adjacent. width_logits is (B, heads, N, W), with W
+    padded to whole tiles by -inf.
     """
     height, width = height_logits.shape[-1], width_logits.shape[-1]
     block_w = _block_w(height, width, _launches(q)[0].keys)
@@ -118,14 +133,14 @@ def _prepare(
 
 
 def _as_map(tensor: Tensor) -> Tensor:
-    """(B, heads, N, d) over the memory of a channels-last map (B, N, heads, d)."""
+    """Return (B, heads, N, d) in the memory layout of a channels-last map (B, N, heads, d)."""
     return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _run(
     kernel: Any, launch: _Launch, blocks: int, block_w: int, scale: float, tensors: list[Tensor]
 ) -> None:
-    """Run ``kernel`` for ``blocks`` blocks of every image and head."""
+    """Run ``kernel`` on ``blocks`` blocks per image and head."""
     q, height_logits, width_logits = tensors[0], tensors[3], tensors[4]
     batch, heads, tokens, dim = q.shape
     height = height_logits.shape[-2]
@@ -164,7 +179,7 @@ def _attention(
 def _outputs(
     q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """A result (B, heads, N, d), channels-last, and log-sum-exps of the logits (B, heads, N)."""
+    """Allocate the result (B, heads, N, d), channels-last, and log-sum-exps (B, heads, N)."""
     batch, heads, tokens, dim = q.shape
     out = q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
     return out, q.new_empty(batch, heads, tokens, dtype=torch.float32)
@@ -217,7 +232,7 @@ def _gradients(
     log_sum_exp: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Empty ones: those of q, k and v are channels-last, grad_height has its queries innermost."""
+    """Allocate the gradients: of q, k and v channels-last, grad_height with queries innermost."""
     batch, heads, tokens, dim = q.shape
     grad_q, grad_k, grad_v = (
         q.new_empty(batch, tokens, heads, dim).transpose(1, 2) for _ in range(3)
@@ -245,7 +260,7 @@ _attention.register_autograd(_backward, setup_context=_save)
 def _autocast(
     q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Cast q, k and v alone: the kernels take logits in float32."""
+    """Cast only q, k and v: the kernels expect float32 logits."""
     device = q.device.type
     q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
     with torch.autocast(device, enabled=False):

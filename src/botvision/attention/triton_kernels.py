@@ -1,6 +1,6 @@
-"""The kernels of :mod:`botvision.attention.triton_attention`, which says how they work."""
+"""Triton kernels; :mod:`botvision.attention.triton_attention` describes how they work."""
 
-# Triton has no types, and its kernels no annotations but constexpr.
+# Triton has no types, and its kernels have no annotations except constexpr.
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, untyped-decorator"
 # mypy: disable-error-code="no-untyped-call"
 
@@ -8,19 +8,19 @@ import triton
 import triton.language as tl
 
 _LOG2E = tl.constexpr(1.4426950408889634)  # The hardware has exp2 and no exp.
-# Maps come in many sizes: do not compile anew where one happens to be a multiple of 16.
+# Maps come in many sizes: do not recompile for those that happen to be multiples of 16.
 _SIZES = ("tokens", "height", "width")
 
 
 @triton.jit
 def _offset(image_head, heads, image_stride, head_stride):
-    # image_head is 64 bits wide, and with it the offset: a batch can exceed 2^31 elements.
+    # image_head, and so the offset, has 64 bits: a batch can exceed 2^31 elements.
     return (image_head // heads) * image_stride + (image_head % heads) * head_stride
 
 
 @triton.jit
 def _load(pointer, cells, valid, stride, dim: tl.constexpr, block_d: tl.constexpr):
-    """The channels of ``cells``, (cells, block_d); zeros for those that are not ``valid``."""
+    """Load the channels of ``cells``, (cells, block_d); zeros where not ``valid``."""
     channels = tl.arange(0, block_d)
     mask = valid[:, None] & (channels < dim)[None, :]
     return tl.load(pointer + cells[:, None] * stride + channels[None, :], mask=mask, other=0.0)
@@ -38,9 +38,10 @@ def _store(pointer, values, cells, valid, stride, dim: tl.constexpr, block_d: tl
 def _by_row(
     height_logits, row, height, queries, tokens, tile_row, axis: tl.constexpr, rows: tl.constexpr
 ):
-    """What the image rows of a tile add: -inf below the image.
+    """Load the height logits of a tile, -inf below the image.
 
-    A number per query if the tile has one row, else one per query and key, these along ``axis``.
+    One number per query if the tile has one image row, else one per query and key, with the keys
+    along ``axis``.
     """
     for r in tl.static_range(rows):
         pointer = height_logits + (row + r) * tokens + queries
@@ -61,7 +62,7 @@ def forward(
     dim: tl.constexpr, block_d: tl.constexpr, block_m: tl.constexpr,
     rows: tl.constexpr, block_w: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of one image and head."""
+    """Attend with a block of queries of one image and head."""
     blocks = tl.cdiv(tokens, block_m)
     image_head = (tl.program_id(0) // blocks).to(tl.int64)
     inputs = _offset(image_head, heads, image_stride, head_stride)
@@ -113,7 +114,7 @@ def backward_queries(
     dim: tl.constexpr, block_d: tl.constexpr, block_m: tl.constexpr,
     rows: tl.constexpr, block_w: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries: its gradients, those of its position logits, and its ``row_mean``."""
+    """Compute the gradients of a block of queries and its position logits, and ``row_mean``."""
     blocks = tl.cdiv(tokens, block_m)
     image_heads = tl.num_programs(0) // blocks
     image_head = (tl.program_id(0) // blocks).to(tl.int64)
@@ -131,7 +132,7 @@ def backward_queries(
     q_block = _load(q + inputs, queries, inside, token_stride, dim, block_d)
     upstream = _load(grad + outputs, queries, inside, heads * dim, dim, block_d)
     out_block = _load(out + outputs, queries, inside, heads * dim, dim, block_d)
-    # sum_j p_ij dp_ij: what the softmax subtracts from every gradient of row i.
+    # sum_j p_ij dp_ij, which the softmax subtracts from every gradient of row i.
     mean = tl.sum(upstream.to(tl.float32) * out_block.to(tl.float32), 1)
     statistics = image_head * tokens + queries
     tl.store(row_mean + statistics, mean, mask=inside)
@@ -168,7 +169,7 @@ def backward_queries(
             tl.sum(tl.reshape(column_sum, [block_m, rows, block_w]), 1),
             mask=inside[:, None] & (columns < width)[None, :],
         )
-        # The next tiles of columns have sums of their own, which the caller adds.
+        # The next tiles of columns have their own sums, which the caller adds up.
         grad_height += image_heads.to(tl.int64) * height * tokens
 
     _store(grad_q + outputs, result * scale, queries, inside, heads * dim, dim, block_d)
@@ -181,7 +182,7 @@ def backward_keys(
     dim: tl.constexpr, block_d: tl.constexpr, block_m: tl.constexpr,
     rows: tl.constexpr, block_w: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """A tile of keys and values: their gradients. The logits are transposed, (keys, queries)."""
+    """Compute the gradients of a tile of keys and values; logits are (keys, queries) here."""
     column_tiles = tl.cdiv(width, block_w)
     tiles = tl.cdiv(height, rows) * column_tiles
     tile = tl.program_id(0) % tiles

@@ -17,7 +17,7 @@ from botvision.bench.rows import ModelRow
 from botvision.bench.validate import bench_device, check_positive, check_writable
 from botvision.errors import UserError
 from botvision.models import create_model
-from botvision.models.flops import count
+from botvision.models.flops import count_multiply_adds, count_parameters
 
 # Makes a model (images in, one tensor out), and the side of its images in pixels.
 Builder = tuple[Callable[[], nn.Module], int]
@@ -131,7 +131,9 @@ def measure_models(
 
 def _count(name: str, build: Callable[[], nn.Module], image_size: int) -> tuple[int, int]:
     try:
-        return count(build, image_size)
+        with torch.device("meta"):
+            model = build()
+        return count_parameters(model), count_multiply_adds(model, image_size)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name}: does not run on images of {image_size} px ({reason})") from error

@@ -15,8 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from botvision.config import Norm
 from botvision.errors import UserError
-from botvision.models import BOTNETS, create_model
-from botvision.models.ablations import new_parts
+from botvision.models import create_model, has_position_tables, new_parts
 
 
 class PyramidBackbone(nn.Module):
@@ -49,7 +48,7 @@ class PyramidBackbone(nn.Module):
         model_args: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        if name in BOTNETS:
+        if has_position_tables(name):
             # An object has the same size in cells on every canvas, and so the same distances.
             model_args = {"table_resize": "slice", **model_args}
         try:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from botvision.detection.detector import Detector
 from botvision.errors import UserError
-from botvision.models.ablations import new_parts
 from botvision.models.weights import WeightsReport, load_tensors, read_weights, weights_file
 
 # Published with frozen batch norms that add no epsilon to the variance (torchvision's
@@ -105,7 +104,7 @@ def load_detector_weights(
     for name in own:
         if name.startswith(_BY_CLASS) and name in tensors:
             tensors[name] = _with_rows(own[name], tensors[name], rows, len(classes))
-    may_be_new = [f"backbone.body.{name}" for name in new_parts(detector.backbone.body)]
+    may_be_new: list[str] = []
     if not any(name.startswith("roi_heads.mask_") for name in tensors):
         may_be_new += ["roi_heads.mask_head", "roi_heads.mask_predictor"]
     try:

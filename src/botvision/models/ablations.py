@@ -1,18 +1,16 @@
-"""Blocks that the paper inserts into a ResNet to compare with its replacement (Table 7)."""
+"""Blocks that the paper inserts into a ResNet, as ablations of the replacement (Table 7)."""
 
 from __future__ import annotations
 
 import copy
 import math
-import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-import timm.models.resnet
 from torch import Tensor, nn
 
 from botvision.attention.functional import attend, no_autocast
+from botvision.attention.implementation import Implementation
 from botvision.attention.module import Position, RelativeAttention2d
 from botvision.config import TableResize
 from botvision.models.surgery import BOTTLENECKS
@@ -26,31 +24,32 @@ def insert_bot(
     stages: Sequence[Stage] = ("c4",),
     image_size: int | tuple[int, int] = 224,
     *,
-    heads: int = 4,
+    num_heads: int = 4,
     position: Position = "relative",
     content: bool = True,
     scale_position: bool = True,
     table_resize: TableResize = "interpolate",
-    impl: str = "auto",
+    impl: str | Implementation = "auto",
 ) -> ResNetT:
     """Insert one BoT block between the last two blocks of each stage, in place (Table 7).
 
-    The block is the stage's own bottleneck, drawn anew, at stride 1 and without a projection
-    shortcut, with attention in place of its spatial convolution. The scale of its last batch norm
-    starts at zero, so that behind a ReLU the ResNet starts by computing what it did. Its name is
-    ``bot``, ``layer3.bot`` in c4, and every other name stays.
+    The block is a newly initialized bottleneck of the stage, with stride 1, without a projection
+    shortcut, and with attention instead of its spatial convolution. The scale of its last batch
+    norm starts at zero: behind a ReLU, the block starts as the identity. It is named ``bot``
+    (``layer3.bot`` in c4) and all other names stay. It declares ``from_scratch = True``.
 
-    The paper says where the blocks of its Non-Local baseline go, between the last two of c4; that
-    the BoT blocks, and that in c5, go by the same rule is our reading.
+    The paper places its Non-Local baseline between the last two blocks of c4. That the BoT blocks,
+    including the one in c5, follow the same rule is our reading.
 
     Args:
         resnet: a bottleneck ResNet of timm or torchvision, with or without weights.
         stages: ``("c4",)`` or ``("c4", "c5")`` in the paper.
-        image_size: pixels (H, W) for which the position tables are made; others work too.
-        heads: attention heads.
-        position: see :func:`botvision.to_botnet`, like all that follows.
-        content: with the term ``q k^T``.
-        scale_position: scale the position logits by d^-0.5 too.
+        image_size: height and width in pixels, or one number for both, for which the position
+            tables are made. The model accepts images of any size.
+        num_heads: attention heads.
+        position: see :func:`botvision.to_botnet`, like all that follow.
+        content: whether to include the term ``q k^T``.
+        scale_position: whether to scale the position logits by d^-0.5.
         table_resize: how other image sizes use the position tables.
         impl: attention implementation.
 
@@ -58,20 +57,20 @@ def insert_bot(
         The same module.
 
     Raises:
-        ValueError: a stage that is not c4 or c5, has fewer than two bottleneck blocks or has such
-            a block already.
+        ValueError: a stage is not c4 or c5, has fewer than two bottleneck blocks, or already has
+            such a block.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     for stage in stages:
         blocks = _blocks(resnet, stage)
-        # The stem's stride is 4; each rounding up composes to one.
+        # The stem's stride is 4. Rounding up at each stride is the same as rounding up once.
         first: Any = [getattr(resnet, f"layer{n}")[0] for n in range(1, int(stage[1]))]
         reduction = 4 * math.prod(block.stride for block in first)
         block = _fresh(blocks[-1])
         block.conv2 = RelativeAttention2d(
             block.conv1.out_channels,
             (-(-height // reduction), -(-width // reduction)),
-            num_heads=heads,
+            num_heads=num_heads,
             position=position,
             content=content,
             scale_position=scale_position,
@@ -85,8 +84,8 @@ def insert_bot(
 def insert_non_local(resnet: ResNetT, *, value: bool = False) -> ResNetT:
     """Insert a Non-Local block between the last two blocks of c4, in place (Table 7).
 
-    Its name is ``layer3.nl``; every other name stays, and the ResNet starts by computing what it
-    did.
+    It is named ``layer3.nl`` and all other names stay. It starts as the identity and declares
+    ``from_scratch = True``.
 
     Args:
         resnet: a bottleneck ResNet of timm or torchvision, with or without weights.
@@ -96,7 +95,7 @@ def insert_non_local(resnet: ResNetT, *, value: bool = False) -> ResNetT:
         The same module.
 
     Raises:
-        ValueError: c4 has fewer than two bottleneck blocks or has such a block already.
+        ValueError: c4 has fewer than two bottleneck blocks, or already has such a block.
     """
     kernel: Any = _blocks(resnet, "c4")[-1].conv3
     block = NonLocal2d(kernel.out_channels, value=value)
@@ -105,23 +104,26 @@ def insert_non_local(resnet: ResNetT, *, value: bool = False) -> ResNetT:
 
 
 class NonLocal2d(nn.Module):
-    """Non-Local block (Wang et al., 2018), (B, channels, H, W) -> the same.
+    """Non-Local block (Wang et al., 2018), (B, channels, H, W) -> (B, channels, H, W).
 
-    Their embedded Gaussian, ``x + norm(z(softmax(t(x) p(x)^T) g(x)))``, of half the channels (the
-    paper's section 5), whose logits have no scale; ``t``, ``p`` and ``g`` are their theta, phi and
-    g. The names are those of timm's ``NonLocalAttn``, so that its weights load. Their released
-    code can also scale the logits and pool the keys: neither is in the formula, nor here.
+    This is the embedded Gaussian, ``x + norm(z(softmax(t(x) p(x)^T) g(x)))``, with half the
+    channels inside (the paper's section 5) and unscaled logits. ``t``, ``p`` and ``g`` are theta,
+    phi and g of Wang et al. The names are those of timm's ``NonLocalAttn``, so its weights load.
+    Their released code can also scale the logits and pool the keys; the formula does neither.
 
-    The paper lists a value projection among what the Non-Local block lacks. Without one, each cell
-    takes the other cells' channels as they are, so ``z`` maps all channels to all: our reading.
+    The BoTNet paper lists a value projection among the differences to the Non-Local block. Without
+    one, the values are the input channels, so ``z`` maps all channels to all: this is our reading.
 
-    The N x N logits are float32 also in half precision. PyTorch's fused attention keeps none of
-    them, but its kernel for CPUs wants values as wide as the keys: without a value projection, and
-    for small maps in training, they are kept (64 MiB for 64x64 cells).
+    The N x N logits are float32, also in half precision. PyTorch's fused attention does not store
+    them, but its CPU kernel needs values as wide as the keys. Without a value projection, and for
+    small maps in training, they are stored (64 MiB for a map of 64x64).
+
+    Args:
+        channels: input and output channels.
+        value: whether the block has the value projection g.
     """
 
     def __init__(self, channels: int, *, value: bool = False) -> None:
-        """Make the block for ``channels`` in and out; ``value``: with the value projection g."""
         super().__init__()
         half = channels // 2
         self.t = nn.Conv2d(channels, half, kernel_size=1)
@@ -132,7 +134,7 @@ class NonLocal2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights from N(0, 0.01^2), as their code does; the block starts as the identity."""
+        """Draw weights from N(0, 0.01^2), as the original code does, with a zero last scale."""
         for layer in (self.t, self.p, self.g, self.z):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
@@ -140,8 +142,8 @@ class NonLocal2d(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, channels, H, W)."""
-        # One head: (B, C, H, W) -> (B, 1, N, C), of which a channels-last map needs no copy.
+        """Attend over the whole map: (B, channels, H, W) -> (B, channels, H, W)."""
+        # One head: (B, C, H, W) -> (B, 1, N, C), without a copy of channels-last maps.
         q, k, v = (
             layer(x).flatten(2).mT.unsqueeze(1).contiguous() for layer in (self.t, self.p, self.g)
         )
@@ -152,23 +154,8 @@ class NonLocal2d(nn.Module):
         return x + projected
 
 
-def new_parts(model: nn.Module) -> list[str]:
-    """Names of the modules that an ImageNet ResNet does not have.
-
-    They are inserted blocks, and a c5 of bottleneck blocks behind a c4 of basic ones
-    (``botnet18``, ``botnet34``). Attention in place of a convolution is not among them.
-    """
-    names = [name for name, _ in model.named_modules() if re.fullmatch(r"layer\d\.(bot|nl)", name)]
-    c4, c5 = (getattr(model, name, None) for name in ("layer3", "layer4"))
-    if isinstance(c4, nn.Sequential) and isinstance(c5, nn.Sequential):
-        basic, bottleneck = timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck
-        if isinstance(c4[-1], basic) and isinstance(c5[-1], bottleneck):
-            names.append("layer4")
-    return names
-
-
 def _blocks(resnet: nn.Module, stage: str) -> nn.Sequential:
-    """The blocks of c4 or c5, ``layer3`` or ``layer4``."""
+    """Return the blocks of c4 or c5, which are ``layer3`` or ``layer4``."""
     if stage not in ("c4", "c5"):
         raise ValueError(f"blocks are inserted into c4 and c5, not {stage!r}")
     blocks = getattr(resnet, f"layer{int(stage[1]) - 1}", None)
@@ -179,13 +166,13 @@ def _blocks(resnet: nn.Module, stage: str) -> nn.Sequential:
     ):
         raise ValueError(
             f"{type(resnet).__name__} has no last two bottleneck blocks in {stage} to insert a "
-            "block between; give a bottleneck ResNet of timm or torchvision, such as resnet50"
+            "block between; use a bottleneck ResNet of timm or torchvision, such as resnet50"
         )
     return blocks
 
 
 def _fresh(block: nn.Module) -> Any:
-    """A block like this one, drawn as both ResNets draw theirs and computing the identity."""
+    """Return a copy of a block, initialized as timm and torchvision do, with a zero last scale."""
     fresh: Any = copy.deepcopy(block)
     for module in fresh.modules():
         if hasattr(module, "reset_parameters"):
@@ -196,12 +183,13 @@ def _fresh(block: nn.Module) -> Any:
     return fresh
 
 
-def _insert(resnet: nn.Module, stage: str, name: str, block: nn.Module) -> None:
-    """Put the block between the last two of the stage, whose own names stay as they are."""
+def _insert(resnet: nn.Module, stage: str, name: str, block: Any) -> None:
+    """Insert the block between the last two of the stage, whose names stay as they are."""
     blocks = _blocks(resnet, stage)
-    *before, last = blocks.named_children()
+    *before, (last_name, last) = blocks.named_children()
     if name in dict(before):
         raise ValueError(f"{stage} has a block {name!r} already")
-    longer = nn.Sequential(OrderedDict([*before, (name, block.train(blocks.training)), last]))
-    longer.training = blocks.training
-    setattr(resnet, f"layer{int(stage[1]) - 1}", longer)
+    block.from_scratch = True
+    delattr(blocks, last_name)
+    blocks.add_module(name, block.train(blocks.training))
+    blocks.add_module(last_name, last)

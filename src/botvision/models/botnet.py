@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-import timm
-import torch
 from timm.layers.squeeze_excite import SEModule
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -22,17 +19,35 @@ from botvision.models.published import PUBLISHED
 from botvision.models.surgery import to_botnet
 
 
-def _options(function: Callable[..., Any]) -> set[str]:
-    parameters = _parameters(function).items()
-    return {name for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+def keyword_options(function: Callable[..., Any]) -> set[str]:
+    """Return the names of the keyword-only parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
-class BotNet(ResNet):
-    """timm's ResNet after :func:`to_botnet`; the options are those of both.
+class _PositionNet(ResNet):
+    """timm's ResNet with position tables, made for an image size."""
 
-    ``se_in_bot=False`` takes the squeeze and excitation, where the ResNet has one, out of the
-    attention blocks: the text of the paper's first version has it in the ResNet's blocks alone,
-    while the published parameters count it in every block.
+    position_tables: ClassVar[bool] = True
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the position tables, as timm's optimizers expect."""
+        layers = [(n, m) for n, m in self.named_modules() if isinstance(m, RelativeAttention2d)]
+        return {f"{name}.{table}" for name, layer in layers for table in layer.no_weight_decay()}
+
+
+class BotNet(_PositionNet):
+    """timm's ResNet after :func:`to_botnet`, with the options of both.
+
+    The last batch norm of each block starts at zero, as in the paper.
+
+    Args:
+        *args: arguments of timm's ``ResNet``.
+        img_size: ``image_size`` of :func:`to_botnet`.
+        se_in_bot: whether attention blocks keep the squeeze and excitation of the ResNet's blocks.
+            The text of the paper's first version has it in the ResNet's own blocks only, but the
+            published parameters count it in every block.
+        **kwargs: keyword arguments of timm's ``ResNet`` and of :func:`to_botnet`.
     """
 
     surgery = staticmethod(to_botnet)
@@ -44,8 +59,7 @@ class BotNet(ResNet):
         se_in_bot: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Build the ResNet (last batch norm of each block zero, as in the paper) and operate."""
-        options = {name: kwargs.pop(name) for name in _options(to_botnet) & kwargs.keys()}
+        options = {name: kwargs.pop(name) for name in keyword_options(to_botnet) & kwargs.keys()}
         super().__init__(*args, **kwargs)
         to_botnet(self, img_size, **options)
         if not se_in_bot:
@@ -55,8 +69,24 @@ class BotNet(ResNet):
                     block.se = None
 
 
-class InsertedBotNet(ResNet):
-    """timm's ResNet after :func:`insert_bot`; the options are those of both."""
+class ShallowBotNet(BotNet):
+    """BoTNet on a ResNet-18 or 34, whose last stage of basic blocks becomes BoT bottlenecks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        last_stage: Any = self.layer4
+        last_stage.from_scratch = True
+
+
+class InsertedBotNet(_PositionNet):
+    """timm's ResNet after :func:`insert_bot`, with the options of both.
+
+    Args:
+        *args: arguments of timm's ``ResNet``.
+        stages: see :func:`insert_bot`.
+        img_size: ``image_size`` of :func:`insert_bot`.
+        **kwargs: keyword arguments of timm's ``ResNet`` and of :func:`insert_bot`.
+    """
 
     surgery = staticmethod(insert_bot)
 
@@ -67,31 +97,37 @@ class InsertedBotNet(ResNet):
         img_size: int | tuple[int, int] = 224,
         **kwargs: Any,
     ) -> None:
-        """Build the ResNet and insert one block into each stage."""
-        options = {name: kwargs.pop(name) for name in _options(insert_bot) & kwargs.keys()}
+        options = {name: kwargs.pop(name) for name in keyword_options(insert_bot) & kwargs.keys()}
         super().__init__(*args, **kwargs)
         insert_bot(self, stages, img_size, **options)
 
 
 class NonLocalResNet(ResNet):
-    """timm's ResNet after :func:`insert_non_local`; the options are those of both."""
+    """timm's ResNet after :func:`insert_non_local`, with the options of both.
+
+    Args:
+        *args: arguments of timm's ``ResNet``.
+        value: see :class:`botvision.models.ablations.NonLocal2d`.
+        **kwargs: keyword arguments of timm's ``ResNet``.
+    """
 
     def __init__(self, *args: Any, value: bool = False, **kwargs: Any) -> None:
-        """Build the ResNet and insert the block."""
         super().__init__(*args, **kwargs)
         insert_non_local(self, value=value)
 
 
+_NETWORKS: dict[str, type[ResNet]] = {
+    **dict.fromkeys(("botnet18", "botnet34"), ShallowBotNet),
+    **dict.fromkeys(("botnet50", "botnet101", "botnet152", "botnet200", "botnet50_s1"), BotNet),
+    **dict.fromkeys(("botnet_t3", "botnet_t4", "botnet_t5", "botnet_t6"), BotNet),
+    **dict.fromkeys(("botnet_t7_320", "botnet_t7"), BotNet),
+    **dict.fromkeys(("resnet50_bot_c4", "resnet50_bot_c4_c5"), InsertedBotNet),
+    **dict.fromkeys(("resnet50_nl_c4", "resnet50_nl_c4_value"), NonLocalResNet),
+    **dict.fromkeys(("senet50", "senet101", "senet152", "senet350"), ResNet),
+}
+
 # Input sizes of section 4.8; all other models are trained at 224 px.
 _IMAGE_SIZES = {name: row.image_size for name, row in PUBLISHED.items()}
-# The models with position tables, made for an image size.
-BOTNETS = (
-    *("botnet18", "botnet34", "botnet50", "botnet101", "botnet152", "botnet200", "botnet50_s1"),
-    *("botnet_t3", "botnet_t4", "botnet_t5", "botnet_t6", "botnet_t7_320", "botnet_t7"),
-    *("resnet50_bot_c4", "resnet50_bot_c4_c5"),
-)
-_NON_LOCAL = ("resnet50_nl_c4", "resnet50_nl_c4_value")
-_SENETS = ("senet50", "senet101", "senet152", "senet350")
 
 default_cfgs = generate_default_cfgs(
     {
@@ -107,13 +143,13 @@ default_cfgs = generate_default_cfgs(
             "classifier": "fc",
             "paper_ids": "arXiv:2101.11605",
         }
-        for name in BOTNETS + _NON_LOCAL + _SENETS
+        for name in _NETWORKS
     }
 )
 
-# Section 4.8: SiLU, and squeeze and excitation of 1/16 of a block's output channels, two layers
-# without bias: with these the published parameters come out. Between those two layers no source
-# names the activation; it is the ReLU of the SENet paper.
+# Section 4.8: SiLU, and squeeze and excitation of 1/16 of a block's output channels by two layers
+# without bias, which reproduces the published parameters. No source names the activation between
+# the two layers; it is the ReLU of the SENet paper.
 _SCALED = {
     "block": Bottleneck,
     "act_layer": nn.SiLU,
@@ -122,28 +158,24 @@ _SCALED = {
 
 
 def _create(
-    name: str,
-    pretrained: bool,
-    paper_args: dict[str, Any],
-    kwargs: dict[str, Any],
-    network: type[ResNet] = BotNet,
+    name: str, pretrained: bool, paper_args: dict[str, Any], kwargs: dict[str, Any]
 ) -> nn.Module:
     if pretrained:
         raise UserError(
             f"no pretrained weights of {name} have been published; start from an ImageNet ResNet, "
-            "as the paper does: --weights FILE, or botvision.load_weights(model, FILE)"
+            "as the paper does: set `weights`, or call botvision.load_weights(model, FILE)"
         )
     model_args = {"block": Bottleneck, **paper_args, **kwargs}
-    if name in BOTNETS:
+    if has_position_tables(name):
         model_args.setdefault("img_size", _IMAGE_SIZES.get(name, 224))
     try:
-        model: nn.Module = build_model_with_cfg(network, name, pretrained, **model_args)
+        model: nn.Module = build_model_with_cfg(_NETWORKS[name], name, pretrained, **model_args)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     return model
 
 
-# The ResNet-18 and 34 of the paper's first version: basic blocks, and in c5 BoT bottlenecks.
+# ResNet-18 and 34 in the paper's first version: basic blocks, with BoT bottlenecks in c5.
 _SHALLOW = {"block": (BasicBlock, BasicBlock, BasicBlock, Bottleneck)}
 
 
@@ -151,7 +183,7 @@ _SHALLOW = {"block": (BasicBlock, BasicBlock, BasicBlock, Bottleneck)}
 def botnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 with BoT bottleneck blocks, 256 to 2048 channels, in c5 (paper, first version).
 
-    Its results could not be had.
+    No source of its published results was available.
     """
     return _create("botnet18", pretrained, {**_SHALLOW, "layers": (2, 2, 2, 2)}, kwargs)
 
@@ -224,7 +256,7 @@ def botnet_t6(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def botnet_t7_320(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """BoTNet-S1-128 at 320 px, the T7 of the 2.33x in the paper's first version."""
+    """BoTNet-S1-128 at 320 px, the T7 behind the 2.33x of the paper's first version."""
     return _botnet_t("botnet_t7_320", pretrained, (3, 4, 23, 12), kwargs)
 
 
@@ -241,7 +273,7 @@ def resnet50_bot_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     43.7 box and 38.9 mask AP on COCO (ResNet-50: 42.1 and 37.7), 36 epochs at 1024 px with jitter
     [0.8, 1.25].
     """
-    return _create("resnet50_bot_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs, InsertedBotNet)
+    return _create("resnet50_bot_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs)
 
 
 @register_model
@@ -251,7 +283,7 @@ def resnet50_bot_c4_c5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     44.9 box and 39.7 mask AP in the setting of :func:`resnet50_bot_c4`.
     """
     paper_args = {"layers": (3, 4, 6, 3), "stages": ("c4", "c5")}
-    return _create("resnet50_bot_c4_c5", pretrained, paper_args, kwargs, InsertedBotNet)
+    return _create("resnet50_bot_c4_c5", pretrained, paper_args, kwargs)
 
 
 @register_model
@@ -260,7 +292,7 @@ def resnet50_nl_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
     43.1 box and 38.4 mask AP in the setting of :func:`resnet50_bot_c4`.
     """
-    return _create("resnet50_nl_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs, NonLocalResNet)
+    return _create("resnet50_nl_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs)
 
 
 @register_model
@@ -270,13 +302,13 @@ def resnet50_nl_c4_value(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     43.3 box and 38.6 mask AP in the setting of :func:`resnet50_bot_c4`.
     """
     paper_args = {"layers": (3, 4, 6, 3), "value": True}
-    return _create("resnet50_nl_c4_value", pretrained, paper_args, kwargs, NonLocalResNet)
+    return _create("resnet50_nl_c4_value", pretrained, paper_args, kwargs)
 
 
 def _senet(
     name: str, pretrained: bool, layers: tuple[int, ...], kwargs: dict[str, Any]
 ) -> nn.Module:
-    return _create(name, pretrained, {**_SCALED, "layers": layers}, kwargs, ResNet)
+    return _create(name, pretrained, {**_SCALED, "layers": layers}, kwargs)
 
 
 @register_model
@@ -304,81 +336,11 @@ def senet350(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def list_models() -> list[str]:
-    """Names of the paper's models; ``create_model`` also takes any name of timm."""
-    return list(default_cfgs)
+    """Return the names of the paper's models; ``create_model`` also accepts timm's names."""
+    return list(_NETWORKS)
 
 
-def check_model_args(name: str, model_args: Mapping[str, Any]) -> None:
-    """Refuse what the architecture's constructor does not take.
-
-    Model arguments come from configuration and weights files of others, while ``timm.create_model``
-    also takes arguments that open files and connections.
-
-    Raises:
-        UserError: no such model, or an argument that it does not take.
-    """
-    if not model_args:
-        return
-    with torch.device("meta"):
-        network = type(create_model(name))
-    known = set().union(*(_arguments(base) for base in network.__mro__))
-    known -= _parameters(timm.create_model).keys()
-    for argument in model_args:
-        if argument not in known:
-            close = difflib.get_close_matches(argument, known, 1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}"
-            )
-            raise UserError(f"--model-args: {name} does not take {argument!r}; {hint}")
-
-
-def _arguments(network: type) -> set[str]:
-    surgery = vars(network).get("surgery")
-    own = set(_parameters(vars(network)["__init__"])) if "__init__" in vars(network) else set()
-    return own | (_options(surgery.__func__) if surgery is not None else set())
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
-def create_model(
-    name: str,
-    *,
-    pretrained: bool = False,
-    num_classes: int = 1000,
-    image_size: int | tuple[int, int] | None = None,
-    **kw: Any,
-) -> nn.Module:
-    """Make a model of the paper or any of timm's.
-
-    Args:
-        name: one of :func:`list_models`, or a timm name such as ``"resnet50"``.
-        pretrained: fetch timm's weights (the paper's models have none published).
-        num_classes: outputs of the classifier.
-        image_size: pixels, (H, W) or one number; what the position tables are made for. Models
-            that take any size ignore it.
-        **kw: passed on to the model: for the paper's models the options of :func:`to_botnet`,
-            :func:`insert_bot` or :func:`insert_non_local` and of timm's ``ResNet``, and timm's
-            ``features_only=True``.
-
-    Raises:
-        UserError: no such model, no weights for it, or one of the paper's models refuses an option.
-    """
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), 3)
-        hint = f"did you mean {', '.join(close)}?" if close else "see `botvision models`"
-        raise UserError(f"no model is named {name!r}; {hint}")
-    try:
-        pretrained_cfg = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")[:5]) or "none"
-        raise UserError(
-            f"no weights of {architecture} have that name: {name}; timm has {tags}"
-        ) from error
-    fixed_size = pretrained_cfg is not None and pretrained_cfg.fixed_input_size
-    if image_size is not None and (architecture in BOTNETS or fixed_size):
-        kw["img_size"] = image_size
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kw)
-    return model
+def has_position_tables(name: str) -> bool:
+    """Return whether a model has position tables, which are made for an image size."""
+    network = _NETWORKS.get(name.split(".")[0])
+    return bool(getattr(network, "position_tables", False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 
 import torch
 from torch import nn
@@ -11,19 +11,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from botvision.attention import RelativeAttention2d
 
 
-def count(build: Callable[[], nn.Module], image_size: int) -> tuple[int, int]:
-    """Parameters of a model, and multiply-adds (convolutions and products) of one square image.
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model: nn.Module, image_size: int) -> int:
+    """Return the multiply-adds of convolutions and matrix products in the inference of an image.
+
+    The count does not depend on the attention implementation. It runs on a copy without data, so
+    the model may be on any device (``"meta"`` is cheapest) and is not changed.
 
     Args:
-        build: makes the model; called where tensors have shapes and no values.
-        image_size: side of the image, pixels.
+        model: network that maps a batch of images to any output.
+        image_size: height and width of the image, pixels.
     """
-    with torch.device("meta"):
-        model = build().eval()
-        image = torch.empty(1, 3, image_size, image_size)
-    for module in model.modules():
+    copied = copy.deepcopy(model).to("meta").eval()
+    for module in copied.modules():
         if isinstance(module, RelativeAttention2d):
-            module.impl = "reference"  # its products are plain, so the counter sees them
+            module.impl = "reference"  # The counter sees its products.
+    image = torch.empty(1, 3, image_size, image_size, device="meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+        copied(image)
+    flops: int = counter.get_total_flops()
+    return flops // 2

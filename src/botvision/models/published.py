@@ -1,7 +1,7 @@
-"""What the paper prints of its classification models, with the evidence for each row.
+"""The paper's results for its classification models, with the evidence for each row.
 
-Its appendix, which describes the scaled models, could not be had: their figures come through
-authors who quote it. ``None`` is a figure that no source gives.
+The paper's appendix, which describes the scaled models, was not available: their numbers come from
+authors who quote it. ``None`` is a number that no source gives.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ class Published:
     Args:
         image_size: side of the square input, pixels.
         parameters: millions.
-        multiply_adds: billions, of one image.
-        top1: accuracy on ImageNet's validation set, percent.
-        top5: likewise.
-        evidence: where the figures come from.
-        note: what they do not agree with.
+        multiply_adds: billions per image.
+        top1: top-1 accuracy on ImageNet's validation set, percent.
+        top5: top-5 accuracy, percent.
+        evidence: source of the numbers.
+        note: other sources that disagree.
     """
 
     image_size: int

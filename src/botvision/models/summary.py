@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import timm
+import torch
 
-from botvision.models.botnet import create_model
-from botvision.models.flops import count
+from botvision.models.factory import create_model
+from botvision.models.flops import count_multiply_adds, count_parameters
 from botvision.models.published import PUBLISHED, Published
 
 
@@ -35,5 +36,12 @@ def summarize(name: str, image_size: int | None = None) -> ModelSummary:
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
     size = image_size or cfg.input_size[-1]
-    parameters, multiply_adds = count(lambda: create_model(name, image_size=size), size)
-    return ModelSummary(name, parameters, multiply_adds, size, PUBLISHED.get(name))
+    with torch.device("meta"):
+        model = create_model(name, image_size=size)
+    return ModelSummary(
+        name=name,
+        parameters=count_parameters(model),
+        multiply_adds=count_multiply_adds(model, size),
+        image_size=size,
+        paper=PUBLISHED.get(name),
+    )

@@ -1,4 +1,4 @@
-"""An ImageNet ResNet's weights into everything but what is new (paper, section 4.1)."""
+"""Weights of an ImageNet ResNet, for all parts of a model that are not new (paper, section 4.1)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ from botvision.attention.position import (
     resize_relative,
 )
 from botvision.errors import UserError
-from botvision.models.ablations import new_parts
+from botvision.models.structure import new_parts
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What became of a weights file: names of the model's or the file's tensors."""
+    """What was loaded from a weights file.
+
+    Args:
+        file: the file.
+        loaded: names of the model's tensors that were loaded.
+        resized: names of the loaded tensors that were resized, which are position tables.
+        new: names of the model's tensors that the file does not have.
+        ignored: names of the file's tensors that the model does not use.
+    """
 
     file: Path
     loaded: list[str]
@@ -34,7 +42,6 @@ class WeightsReport:
     ignored: list[str]
 
     def __str__(self) -> str:
-        """Short lines: loaded, resized if any were, new and ignored."""
         resized = f", {len(self.resized)} position tables resized" if self.resized else ""
         return (
             f"weights of {self.file}: {len(self.loaded)} tensors loaded{resized}\n"
@@ -44,26 +51,30 @@ class WeightsReport:
 
 
 def weights_file(source: str | Path) -> Path:
-    """The file that ``source`` names: itself, or the ``best.safetensors`` of a run folder."""
+    """Return the file that ``source`` stands for: itself, or a run's ``best.safetensors``."""
     path = Path(source)
     return path / "best.safetensors" if path.is_dir() else path
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file, a run folder, or a model that timm has weights of, by name.
+    """Read the tensors of a file, a run or a pretrained model of timm.
 
     Args:
-        source: a ``.safetensors`` or ``weights_only`` PyTorch file, a run folder, or a name of
-            timm such as ``resnet50.a1_in1k``, whose weights come from timm's cache or the network.
+        source: a ``.safetensors`` or ``weights_only`` PyTorch file, a run folder, or a timm name
+            such as ``resnet50.a1_in1k``, whose weights come from timm's cache or the network.
+
+    Returns:
+        Tensors by name, on the CPU.
 
     Raises:
-        UserError: there is no such thing, it cannot be fetched or read, or it holds no tensors.
+        UserError: there is no such file or model, it cannot be fetched or read, or it contains no
+            tensors.
     """
     path = weights_file(source)
     if not path.is_file():
         if timm.is_model(str(source).split(".")[0]):
             return _fetched(str(source))
-        raise UserError(f"{path}: no such weights file, and no model of timm is named so")
+        raise UserError(f"{path}: no such weights file, and timm has no model of this name")
     try:
         if path.suffix == ".safetensors":
             state: object = load_file(path)
@@ -73,46 +84,52 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a readable weights file ({error})".splitlines()[0]) from error
     except Exception as error:  # pickle.UnpicklingError and what a broken pickle may raise
         raise UserError(
-            f"{path}: not a safetensors or weights_only PyTorch file; save model.state_dict() alone"
+            f"{path}: not a safetensors or weights_only PyTorch file; save only model.state_dict()"
         ) from error
     for key in ("state_dict", "model", "model_state"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise UserError(f"{path}: holds no state dict; save model.state_dict()")
+        raise UserError(f"{path}: contains no state dict; save model.state_dict()")
     tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise UserError(f"{path}: holds no tensors; save model.state_dict()")
+        raise UserError(f"{path}: contains no tensors; save model.state_dict()")
     return tensors
 
 
 def _fetched(name: str) -> dict[str, Tensor]:
-    """The weights that timm has of a model."""
+    """Return timm's weights of a model."""
     try:
         model: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the network and the hub may raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--weights {name}: timm could not fetch its weights ({reason}); give a file, or a "
-            "name of timm.list_pretrained()"
+            f"timm could not fetch its weights ({reason}); give a file, or a name of "
+            "timm.list_pretrained()",
+            parameter="weights",
+            value=name,
         ) from error
     return model.state_dict()
 
 
 def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
-    """Load a ResNet of timm or torchvision into a backbone with the same body.
+    """Load the weights of a timm or torchvision ResNet, or of an earlier run, into a model.
 
-    The attention stays as it was drawn where the file has none, and so do a classifier of another
-    size, an inserted block, and the c5 of ``botnet18`` and ``botnet34``, of which a ResNet-18 or 34
-    has nothing. Position tables for another image size are resized by the layer's
-    ``table_resize``. Every other tensor of the model must be in the file with its shape.
+    Attention keeps its initialization if the file has none. So do a classifier of another size,
+    and the parts that an ImageNet ResNet does not have (:func:`botvision.models.new_parts`).
+    Position tables for another image size are resized by the layer's ``table_resize``. All other
+    tensors of the model must be in the file with the same shape.
 
     Args:
         model: a BoTNet or ResNet, whole or ``features_only``.
-        source: what :func:`read_weights` takes.
+        source: see :func:`read_weights`.
+
+    Returns:
+        A report of what was loaded.
 
     Raises:
-        UserError: no such weights, or those of another architecture; the model is unchanged.
+        UserError: there are no such weights, or they belong to another architecture. The model is
+            then unchanged.
     """
     return load_tensors(model, read_weights(source), weights_file(source))
 
@@ -120,9 +137,19 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
 def load_tensors(
     model: nn.Module, tensors: dict[str, Tensor], file: Path, *, may_be_new: Sequence[str] = ()
 ) -> WeightsReport:
-    """Load what :func:`read_weights` read from ``file``; see :func:`load_weights`.
+    """Load tensors into a model, as :func:`load_weights` does.
 
-    ``may_be_new`` names further modules that the file may lack.
+    Args:
+        model: any module that contains a BoTNet or ResNet.
+        tensors: result of :func:`read_weights`, whose position tables are resized in place.
+        file: file of the tensors, for messages.
+        may_be_new: names of further modules that the file may lack.
+
+    Returns:
+        A report of what was loaded.
+
+    Raises:
+        UserError: the weights belong to another architecture. The model is then unchanged.
     """
     attention = tuple(
         f"{name}." for name, m in model.named_modules() if isinstance(m, RelativeAttention2d)
@@ -135,7 +162,7 @@ def load_tensors(
     for part in parts:
         body = [n for n in own if n.startswith(part) and not n.startswith(attention)]
         if not all(n in fits or n.endswith("num_batches_tracked") for n in body):
-            # All or nothing: in c5 a basic block has batch norms named and shaped as ours.
+            # All or nothing: in c5, batch norms of a basic block have the names and shapes of ours.
             fits = {n: t for n, t in fits.items() if not n.startswith(part)}
     new = [n for n in own if n not in fits and not n.endswith("num_batches_tracked")]
     missing = [n for n in new if not n.startswith((*attention, *parts))]
@@ -144,7 +171,7 @@ def load_tensors(
         found = f"is {tuple(tensors[name].shape)} there" if name in tensors else "is not there"
         raise UserError(
             f"{file}: not the weights of this architecture: {name} {tuple(own[name].shape)} "
-            f"{found} ({len(missing)} such tensors); give a ResNet of the same depth and width"
+            f"{found} ({len(missing)} such tensors); use a ResNet of the same depth and width"
         )
     model.load_state_dict(fits, strict=False)
     ignored = [n for n in tensors if n not in fits and not n.endswith("num_batches_tracked")]
@@ -152,7 +179,7 @@ def load_tensors(
 
 
 def _resize_tables(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
-    """Fit the position tables among ``tensors`` to the model's; returns the names of those."""
+    """Resize the position tables in ``tensors`` to the model's; return their names."""
     resized = []
     for prefix, module in model.named_modules():
         if not isinstance(module, RelativePosition | AbsolutePosition):

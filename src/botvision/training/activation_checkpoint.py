@@ -10,16 +10,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from botvision.models import stage_blocks
+
 
 def recompute_blocks(body: nn.Module) -> None:
-    """Keep of each block of each stage its input alone, and compute the rest again going back.
+    """Keep only the input of each residual block, and recompute the rest in the backward pass.
 
     Args:
-        body: a pyramid's body: its children are the stages, a stage of several blocks is an
-            ``nn.Sequential`` of them.
+        body: a network, or the stages of one. A stage without residual blocks of its own is
+            recomputed as a whole.
     """
     for stage in body.children():
-        for block in stage if isinstance(stage, nn.Sequential) else (stage,):
+        for block in stage_blocks(stage) or [stage]:
             if any(True for _ in block.parameters()):
                 contexts = functools.partial(_contexts, block)
                 block.forward = functools.partial(

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import lightning as L
-import timm.models.resnet
 import torch
-import torchvision.models.resnet
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from botvision.config import TrainConfig
-
-_BLOCKS = (
-    *(timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck),
-    *(torchvision.models.resnet.BasicBlock, torchvision.models.resnet.Bottleneck),
-)
+from botvision.models import stage_blocks
 
 
 def shard_if_wanted(module: L.LightningModule, model: nn.Module, config: TrainConfig) -> None:
@@ -30,9 +24,8 @@ def shard_if_wanted(module: L.LightningModule, model: nn.Module, config: TrainCo
     model.to(memory_format=torch.contiguous_format)
     assert module.device_mesh is not None
     mesh = module.device_mesh["data_parallel"]
-    for part in list(model.modules()):
-        if isinstance(part, _BLOCKS):
-            fully_shard(part, mesh=mesh)
+    for block in stage_blocks(model):
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from botvision.config import TrainConfig
 from botvision.data.samplers import seed_everything
+from botvision.models import no_weight_decay
 from botvision.training.schedule import learning_rate_factor
 
 
@@ -24,12 +25,11 @@ def seed_batch(module: L.LightningModule, config: TrainConfig, batch_idx: int) -
 
 def make_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> OptimizerLRScheduler:
     """SGD or AdamW, decaying the weights of convolutions and linear layers alone."""
-    tables = {n for n, _ in model.named_parameters() if ".pos_embed." in n}
     groups: Any = model.parameters()
     decay = config.weight_decay
     if not config.decay_all:
         groups = timm_optim.param_groups_weight_decay(  # type: ignore[attr-defined]
-            model, decay, no_weight_decay_list=tables
+            model, decay, no_weight_decay_list=no_weight_decay(model)
         )
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
