@@ -108,6 +108,7 @@ def fit(
         f"{config.precision}"
     )
     if start:
+        run.check_model(training.module)
         console.print(f"resuming from step {start}")
     resolved = {"steps": steps, "learning_rate": config.peak_lr, "parameters": parameters}
     run.write_config(config, {**resolved, **training.resolved})

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from botvision.config import TrainConfig
 from botvision.environment import versions
@@ -88,24 +89,39 @@ class Run:
                 "`out`"
             )
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        step = 0
-        if self.checkpoint.exists():
-            try:
-                # A checkpoint of a stranger is not to run code.
-                content = torch.load(
-                    self.checkpoint, map_location="cpu", mmap=True, weights_only=True
-                )
-                step = int(content["global_step"])
-            except (RuntimeError, KeyError, EOFError, OSError, UnpicklingError) as error:
-                raise UserError(
-                    f"{self.checkpoint}: not a readable checkpoint of tensors and plain values; "
-                    "delete it to start the run again"
-                ) from error
+        step = int(self._checkpoint("global_step")) if self.checkpoint.exists() else 0
         if self.writes and self.events_file.exists():
             # What came after the checkpoint will come again.
             kept = [json.dumps(event) + "\n" for event in self._events() if event["step"] <= step]
             write_text(self.events_file, "".join(kept))
         return step
+
+    def check_model(self, module: nn.Module) -> None:
+        """Refuse to resume with another model than the checkpoint's.
+
+        Raises:
+            UserError: a tensor of the checkpoint or of ``module`` is missing in the other, or has
+                another shape.
+        """
+        theirs, own = self._checkpoint("state_dict"), module.state_dict()
+        for name in sorted(theirs.keys() | own.keys()):
+            if name not in theirs or name not in own or theirs[name].shape != own[name].shape:
+                raise UserError(
+                    f"{self.checkpoint}: is of another model, which differs in {name}; resume with "
+                    "the settings and objects that it was trained with, or give another `out`"
+                )
+
+    def _checkpoint(self, entry: str) -> Any:
+        """An entry of the checkpoint, on the CPU."""
+        try:
+            # A checkpoint of a stranger is not to run code.
+            content = torch.load(self.checkpoint, map_location="cpu", mmap=True, weights_only=True)
+            return content[entry]
+        except (RuntimeError, KeyError, EOFError, OSError, UnpicklingError) as error:
+            raise UserError(
+                f"{self.checkpoint}: not a readable checkpoint of tensors and plain values; delete "
+                "it to start the run again"
+            ) from error
 
     def write_config(self, config: TrainConfig, resolved: Mapping[str, Any]) -> None:
         """Write all settings, what was resolved from them, and the versions that ran."""
