@@ -38,7 +38,7 @@ NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 
 
 def blob(rng: np.random.Generator, place: np.ndarray) -> list[list[float]]:
-    """A polygon about an ellipse: centre, half width, half height."""
+    """A polygon about an ellipse: center, half width, half height."""
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     x, y, a, b = place
     wobble = rng.normal(1, 0.05, len(angles))

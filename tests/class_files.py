@@ -7,7 +7,7 @@ CLASSES = ("blue", "green", "red")
 
 
 def write_classes(root, *, train=11, val=7, size=32, seed=0):
-    """``train`` and ``val`` images a split, in turn of CLASSES: noise in which a colour leads."""
+    """``train`` and ``val`` images a split, in turn of CLASSES: noise in which a color leads."""
     random = np.random.default_rng(seed)
     for split, images in (("train", train), ("val", val)):
         for index in range(images):

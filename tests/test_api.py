@@ -120,7 +120,7 @@ def test_what_is_no_image(model, images, tmp_path):
 
 
 def test_a_run_reports_metrics_and_history(tiny_run):
-    run = botvision.training.run.Run(tiny_run)
+    run = botvision.Run(tiny_run)
     assert run.metrics["segm"]["AP"] >= 0
     rows = run.history
     assert [row["step"] for row in rows if row["event"] == "train"] == list(range(1, 9))
@@ -128,12 +128,12 @@ def test_a_run_reports_metrics_and_history(tiny_run):
     assert [row["step"] for row in evaluations] == [4, 8]
     assert evaluations[-1]["segm/AP50"] == run.metrics["segm"]["AP50"]
     assert not any(isinstance(value, dict) for row in rows for value in row.values())
-    assert botvision.training.run.Run(tiny_run / "nowhere").history == []
+    assert botvision.Run(tiny_run / "nowhere").history == []
 
 
 def test_evaluate_returns_what_it_writes(tiny_run, tiny_data, tmp_path):
     metrics = botvision.evaluate(tiny_run, tiny_data, split="val", out=tmp_path, **CPU)
-    written = botvision.training.run.Run(tmp_path).metrics
+    written = botvision.Run(tmp_path).metrics
     assert written["segm"] == metrics["segm"]
     assert (written["split"], written["images"], written["precision"]) == ("val", 4, "32")
 
@@ -223,5 +223,5 @@ def test_a_config_mapping_and_a_runs_own_config_are_settings(tiny_data, tiny_run
         tiny_data, config=[first, {"max_steps": 1, "eval_steps": 0}], out=tmp_path / "run"
     )
     assert run.settings["max_steps"] == 1
-    own = botvision.training.run.Run(tiny_run).settings
+    own = botvision.Run(tiny_run).settings
     assert run.settings["detector"] == own["detector"]

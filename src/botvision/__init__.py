@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from botvision.tasks.evaluate import evaluate
     from botvision.tasks.load import load
     from botvision.tasks.train import train
+    from botvision.training.run import Run
 
 __version__ = "0.2.0.dev0"
 
@@ -48,6 +49,7 @@ _HOME = {
     "DetectionData": "botvision.data.detection",
     "Evaluator": "botvision.evaluation.evaluator",
     "Objects": "botvision.data.detection",
+    "Run": "botvision.training.run",
     "UserError": "botvision.errors",
     "build_detector": "botvision.detection",
     "create_model": "botvision.models",
@@ -70,6 +72,7 @@ __all__ = [
     "DetectionData",
     "Evaluator",
     "Objects",
+    "Run",
     "UserError",
     "attention",
     "bench",

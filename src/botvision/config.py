@@ -206,7 +206,7 @@ class ClassificationConfig(TrainConfig):
         smoothing: label smoothing.
         dropout: before the classifier.
         drop_path: stochastic depth, the last block's rate; it grows linearly from the first.
-        crop_share: of an image, what an evaluation sees: the centre of its shorter side.
+        crop_share: of an image, what an evaluation sees: the center of its shorter side.
     """
 
     task: Literal["classification"] = "classification"

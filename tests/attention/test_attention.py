@@ -217,7 +217,7 @@ def test_slicing_keeps_an_offset_of_two_cells():
     torch.testing.assert_close(large(x), small(x))
 
 
-def test_interpolation_stretches_the_table_about_its_centre():
+def test_interpolation_stretches_the_table_about_its_center():
     module = RelativeAttention2d(8, (5, 5), num_heads=2, table_resize="interpolate")
     with torch.no_grad():
         module.pos_embed.height_rel.copy_(torch.arange(-4.0, 5.0)[:, None].expand(9, 4))

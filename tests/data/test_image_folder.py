@@ -103,14 +103,14 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(root, policy):
     assert not torch.equal(sample((2, 5), seed=1)[0], image)
 
 
-def test_evaluation_sees_the_centre():
+def test_evaluation_sees_the_center():
     image = Image.new("RGB", (60, 40))
     image.paste((255, 255, 255), (10, 0, 50, 40))
-    whole, centre = eval_transform(20, 1.0)(image), eval_transform(20, 0.5)(image)
+    whole, center = eval_transform(20, 1.0)(image), eval_transform(20, 0.5)(image)
     # Resizing blends a little of the black beside the square into its edge.
     assert (whole[:, :, 1:-1] == 255).all()
     assert (whole > 200).all()
-    assert (centre == 255).all()
+    assert (center == 255).all()
 
 
 def test_synsets_have_words():

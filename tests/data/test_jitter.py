@@ -12,10 +12,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 HEIGHT, WIDTH = 120, 200
 
 
-def blob(rng, centre, radius):
+def blob(rng, center, radius):
     angles = np.sort(rng.uniform(0, 2 * np.pi, 14))
     radii = radius * rng.uniform(0.6, 1.2, 14)
-    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None] + centre
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None] + center
     return np.round(points, 2).ravel().tolist()
 
 

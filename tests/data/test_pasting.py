@@ -1,4 +1,4 @@
-"""Masks pasted as torchvision pastes them, and polygons beside pycocotools' rasteriser."""
+"""Masks pasted as torchvision pastes them, and polygons beside pycocotools' rasterizer."""
 
 import numpy as np
 import pytest
@@ -62,12 +62,12 @@ SHAPES = {
 }
 
 
-def rasterised(polygons, size):
+def rasterized(polygons, size):
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size)))
 
 
 def spread(mask):
-    """The mask and its neighbours, up to the corners."""
+    """The mask and its neighbors, up to the corners."""
     padded = np.pad(mask, 1)
     shape = mask.shape
     shifts = [padded[i : i + shape[0], j : j + shape[1]] for i in range(3) for j in range(3)]
@@ -85,7 +85,7 @@ def test_polygons_give_the_mask_back_but_for_pixels_at_its_edge(name, box):
     assert len(polygons) == (2 if name == "two" else 1)
     points = np.concatenate(polygons).reshape(-1, 2)
     assert (points >= 0).all() and (points <= [110, 90]).all()
-    got = rasterised(polygons, size)
+    got = rasterized(polygons, size)
     assert (got <= spread(want)).all()
     assert (1 - got <= spread(1 - want)).all()
     assert (got & want).sum() / (got | want).sum() > 0.93
@@ -111,5 +111,5 @@ def test_polygons_have_no_holes_and_nothing_is_no_polygon():
     polygons = mask_polygons(shape_mask(ring), box, size)
     assert len(polygons) == 1
     filled = coco_mask.decode(encode_mask(shape_mask(is_disk), box, size))
-    assert abs(int(rasterised(polygons, size).sum()) - int(filled.sum())) < 0.05 * filled.sum()
+    assert abs(int(rasterized(polygons, size).sum()) - int(filled.sum())) < 0.05 * filled.sum()
     assert mask_polygons(np.full((28, 28), 0.4), box, size) == []

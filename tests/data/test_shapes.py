@@ -92,7 +92,7 @@ def test_annotations_agree_with_pycocotools(root, split, count):
 
 
 def test_masks_outline_what_is_painted(folders):
-    # The painter darkens the rim and the surroundings, so colour changes most along mask edges.
+    # The painter darkens the rim and the surroundings, so color changes most along mask edges.
     coco = load(folders / "shapes", "val")
     on_edge, elsewhere = [], []
     for image_id, entry in coco.imgs.items():
@@ -146,16 +146,16 @@ def test_class_of_a_ring_is_given_by_the_squares(folders):
     assert np.mean(per_image[True]) == pytest.approx(np.mean(per_image[False]), rel=0.2)
 
 
-def mean_colours(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def mean_colors(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     coco = load(root, split)
-    colours, labels = [], []
+    colors, labels = [], []
     for image_id, entry in coco.imgs.items():
         with Image.open(root / split / entry["file_name"]) as image:
             pixels = np.asarray(image, dtype=float)
         for annotation in coco.imgToAnns[image_id]:
-            colours.append(pixels[coco.annToMask(annotation) > 0].mean(0))
+            colors.append(pixels[coco.annToMask(annotation) > 0].mean(0))
             labels.append(coco.cats[annotation["category_id"]]["name"])
-    return np.array(colours), np.array(labels)
+    return np.array(colors), np.array(labels)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def mean_colours(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     [("shapes", SHAPES_CLASSES), ("shapes-context", ("ring_a", "ring_b"))],
     indirect=["root"],
 )
-def test_colour_does_not_give_the_class(root, names):
-    train_colours, train_labels = mean_colours(root, "train")
-    colours, labels = mean_colours(root, "val")
-    centres = np.stack([train_colours[train_labels == name].mean(0) for name in names])
+def test_color_does_not_give_the_class(root, names):
+    train_colors, train_labels = mean_colors(root, "train")
+    colors, labels = mean_colors(root, "val")
+    centers = np.stack([train_colors[train_labels == name].mean(0) for name in names])
     kept = np.isin(labels, names)
-    distance = ((colours[kept][:, None] - centres) ** 2).sum(2)
+    distance = ((colors[kept][:, None] - centers) ** 2).sum(2)
     accuracy = (np.array(names)[distance.argmin(1)] == labels[kept]).mean()
     # Four standard errors of a guess above chance.
     chance = 1 / len(names)

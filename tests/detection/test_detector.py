@@ -98,7 +98,7 @@ def test_a_result_does_not_depend_on_the_rest_of_the_batch():
         torch.testing.assert_close(together[name], alone[name])
 
 
-def test_the_canvas_is_normalised_and_then_padded_with_zeros():
+def test_the_canvas_is_normalized_and_then_padded_with_zeros():
     detector = small()
     image, _ = sample((96, 100))
     images, _ = detector.transform([image])

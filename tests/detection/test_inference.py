@@ -26,7 +26,7 @@ TINY = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
 
 
 class Finder(nn.Module):
-    """Finds what is bright in each colour channel, as classes 1 to 3, best first.
+    """Finds what is bright in each color channel, as classes 1 to 3, best first.
 
     Nothing below 4 pixels, as real detectors; what it sees later, it is surer of.
     """
@@ -70,7 +70,7 @@ class Finder(nn.Module):
 
 
 def picture(width, height, *boxes):
-    """Black, with one bright box in each colour."""
+    """Black, with one bright box in each color."""
     pixels = np.zeros((height, width, 3), np.uint8)
     for channel, (x0, y0, x1, y1) in enumerate(boxes):
         pixels[y0:y1, x0:x1, channel] = 255

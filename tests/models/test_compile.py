@@ -37,7 +37,7 @@ def check_full_graph(eager, x, weights, *, autocast=False):
         gradients.append([weight.grad for weight in weights])
         eager.zero_grad(set_to_none=True)
     for ours, theirs in zip(*gradients, strict=True):
-        # The statistics of batch normalisation moved between the two runs: not in the gradients.
+        # The statistics of batch normalization moved between the two runs: not in the gradients.
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * ours.abs().max().item())
 
 

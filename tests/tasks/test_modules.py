@@ -1,4 +1,4 @@
-"""Loss, optimiser, schedule, saved model."""
+"""Loss, optimizer, schedule, saved model."""
 
 import math
 from types import SimpleNamespace
@@ -128,8 +128,8 @@ def test_frozen_stages_keep_weights_and_statistics(tmp_path):
         for name, parameter in detector.named_parameters():
             inside = name.startswith(tuple(f"backbone.body.{n}." for n in names))
             assert parameter.requires_grad != inside, name
-        optimised = module.configure_optimizers()["optimizer"].param_groups
-        ids = {id(p) for group in optimised for p in group["params"]}
+        optimized = module.configure_optimizers()["optimizer"].param_groups
+        ids = {id(p) for group in optimized for p in group["params"]}
         assert ids == {id(p) for p in detector.parameters() if p.requires_grad}
 
 

@@ -22,8 +22,8 @@ def panels(figure: Image.Image) -> list[np.ndarray]:
 
 def brightness(panel: np.ndarray) -> np.ndarray:
     """Return the mean brightness of each map cell, (HEIGHT, WIDTH)."""
-    grey = Image.fromarray(panel).convert("L")
-    return np.asarray(grey.resize((WIDTH, HEIGHT), Image.Resampling.BOX), dtype=float)
+    gray = Image.fromarray(panel).convert("L")
+    return np.asarray(gray.resize((WIDTH, HEIGHT), Image.Resampling.BOX), dtype=float)
 
 
 def brightest(panel: np.ndarray) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from PIL import Image
 from botvision.errors import UserError
 from botvision.visualize.curves import _running_mean, plot_curves
 
-MASK_COLOUR = (0xD5, 0x5E, 0x00)
+MASK_COLOR = (0xD5, 0x5E, 0x00)
 
 
 def train_event(step: int, scale: float = 1.0) -> dict:
@@ -46,8 +46,8 @@ def pictures(folder: Path, events: list[dict], tail: str = "") -> list[np.ndarra
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 
-def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    return bool((picture == colour).all(axis=2).any())
+def has_color(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((picture == color).all(axis=2).any())
 
 
 def test_writes_loss_and_ap(tmp_path):
@@ -87,20 +87,20 @@ def test_detection_has_no_mask_curve(tmp_path):
     both = pictures(tmp_path / "both", TRAIN + EVALS)[1]
     box_evals = [eval_event(step, "bbox") for step in (50, 99)]
     boxes = pictures(tmp_path / "boxes", TRAIN + box_evals)[1]
-    assert has_colour(both, MASK_COLOUR)
-    assert not has_colour(boxes, MASK_COLOUR)
+    assert has_color(both, MASK_COLOR)
+    assert not has_color(boxes, MASK_COLOR)
 
     absent = [event | {"segm": {"AP": -1.0, "AP50": -1.0}} for event in box_evals]
     np.testing.assert_array_equal(pictures(tmp_path / "absent", TRAIN + absent)[1], boxes)
 
 
 def test_one_step_and_a_diverged_loss_are_drawn(tmp_path):
-    assert has_colour(pictures(tmp_path / "one", TRAIN[:1])[0], MASK_COLOUR)
+    assert has_color(pictures(tmp_path / "one", TRAIN[:1])[0], MASK_COLOR)
     diverged = [*TRAIN, train_event(200, scale=float("nan")), train_event(210, scale=float("inf"))]
     assert len(pictures(tmp_path / "diverged", diverged)) == 1
 
 
-def test_running_mean_is_the_mean_of_the_finite_neighbours():
+def test_running_mean_is_the_mean_of_the_finite_neighbors():
     values = np.random.default_rng(0).random(400)
     values[[3, 200, 201]] = np.nan, np.inf, np.nan
     expected = []

@@ -77,7 +77,7 @@ def test_only_mask_box_and_tag_change(side):
     blend = np.asarray(Image.blend(plain, solid, FILL_OPACITY), dtype=int)
     assert np.abs(np.asarray(drawn, dtype=int) - blend)[deep].max() <= 1
 
-    # The outline surrounds the fill: every ray from the centre meets the pure colour.
+    # The outline surrounds the fill: every ray from the center meets the pure color.
     pure = (np.asarray(drawn) == PALETTE[0]).all(axis=2)
     for angle in np.linspace(0, 2 * np.pi, 60):
         reach = np.arange(70, 90, 0.5)
@@ -96,7 +96,7 @@ def test_masks_may_come_from_a_generator():
     assert not changed(listed, generated).any()
 
 
-def test_touching_instances_of_one_class_differ_in_colour():
+def test_touching_instances_of_one_class_differ_in_color():
     image = Image.new("RGB", (500, 500), (128, 128, 128))
     left, right = np.zeros((2, 500, 500), dtype=bool)
     left[100:400, 100:250] = True
@@ -172,8 +172,8 @@ def test_contact_sheet_has_equal_cells_and_keeps_aspects():
     sheet = np.asarray(contact_sheet([[wide, tall], [tall, wide]], ["image", "prediction"]))
 
     middles = {}
-    for name, colour in (("wide", (255, 0, 0)), ("tall", (0, 0, 255))):
-        rows, columns = np.nonzero((sheet == colour).all(axis=2))
+    for name, color in (("wide", (255, 0, 0)), ("tall", (0, 0, 255))):
+        rows, columns = np.nonzero((sheet == color).all(axis=2))
         assert len(rows) == 2 * 640 * 320
         half = rows > rows.mean() if name == "tall" else columns > columns.mean()
         middles[name] = [(rows[h].mean(), columns[h].mean()) for h in (half, ~half)]
@@ -183,10 +183,10 @@ def test_contact_sheet_has_equal_cells_and_keeps_aspects():
     assert wide_right == pytest.approx((tall_below[0], tall_above[1]), abs=0.6)
 
     header = (sheet < 128).all(axis=2)[:50]
-    centre = sheet.shape[1] // 2
+    center = sheet.shape[1] // 2
     for ink, middle in (
-        (header[:, :centre], wide_left[1]),
-        (header[:, centre:], wide_right[1] - centre),
+        (header[:, :center], wide_left[1]),
+        (header[:, center:], wide_right[1] - center),
     ):
         columns = np.nonzero(ink.any(axis=0))[0]
         assert (columns[0] + columns[-1]) / 2 == pytest.approx(middle, abs=4)

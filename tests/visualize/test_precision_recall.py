@@ -31,7 +31,7 @@ def test_each_of_few_classes_and_the_means():
     axes, styles = drawn(of)
     assert axes.get_title(loc="left") == "boxes: mean over 3 classes"
     means = [(TOTAL, "-"), (TOTAL, "--"), (TOTAL, ":")]
-    assert styles == [*((colour, "-") for colour in PARTS[:3]), *means]
+    assert styles == [*((color, "-") for color in PARTS[:3]), *means]
     expected = [*of.precision[0].T, *(of.precision[t].mean(1) for t in (0, 5))]
     expected.append(of.precision.mean((0, 2)))
     labels = [text.get_text() for text in axes.get_legend().get_texts()]

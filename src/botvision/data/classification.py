@@ -87,7 +87,7 @@ def train_transform(config: ClassificationConfig, size: int) -> Transform:
 
 
 def eval_transform(size: int, crop_share: float) -> Transform:
-    """The centre ``crop_share`` of an image's shorter side, as (3, size, size)."""
+    """The center ``crop_share`` of an image's shorter side, as (3, size, size)."""
     transform: Transform = create_transform(
         size, crop_pct=crop_share, interpolation="bicubic", use_prefetcher=True
     )

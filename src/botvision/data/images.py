@@ -25,8 +25,8 @@ def open_image(
 ) -> Image.Image:
     """Open an image of any mode as 8-bit RGB, the right way up.
 
-    Greyscale, 1-bit, palette and CMYK images are converted, alpha is dropped (the colours under it
-    stay), 16-bit greyscale is scaled linearly from 0..65535 to 0..255, and so is Pillow's 32-bit
+    Grayscale, 1-bit, palette and CMYK images are converted, alpha is dropped (the colors under it
+    stay), 16-bit grayscale is scaled linearly from 0..65535 to 0..255, and so is Pillow's 32-bit
     integer mode, in which it opens 16-bit PGM. Floats are 0..1, or 0..255 if one is above 1.
 
     `size` is the (width, height) in pixels that the annotations assume. The EXIF orientation is

@@ -17,7 +17,7 @@ class LargeScaleJitter:
     borders are rounded to whole pixels of the image; with `flip`, half of the images are mirrored.
 
     Where the image is smaller than `size` it stays smaller. The model pads with zeros on the right
-    and at the bottom after normalisation; zeros before it would be black, not the mean colour.
+    and at the bottom after normalization; zeros before it would be black, not the mean color.
 
     Raises UserError unless 0 < scale[0] <= scale[1] and `size` is positive.
     """

@@ -1,6 +1,6 @@
 """Two generated instance-segmentation sets in COCO format: `shapes` and `shapes-context`.
 
-`shapes` asks for six kinds of shape, whatever their colour, texture, size and pose. In
+`shapes` asks for six kinds of shape, whatever their color, texture, size and pose. In
 `shapes-context` the class of a ring depends on whether a square is visible anywhere in the image,
 so that a detector that sees only the ring cannot tell `ring_a` from `ring_b`.
 """
@@ -178,9 +178,9 @@ def _place(rng: np.random.Generator, shape: str, size: int) -> tuple[Floats, Flo
     radius = size / 2 * math.exp(rng.uniform(math.log(MIN_SCALE), math.log(MAX_SCALE)))
     angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.12, 0.12))
     cos, sin = math.cos(angle), math.sin(angle)
-    centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
-    dx = centres - rng.uniform(radius / 2, size - radius / 2)
-    dy = centres[:, None] - rng.uniform(radius / 2, size - radius / 2)
+    centers = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    dx = centers - rng.uniform(radius / 2, size - radius / 2)
+    dy = centers[:, None] - rng.uniform(radius / 2, size - radius / 2)
     x = (cos * dx + sin * dy) / stretch
     y = (cos * dy - sin * dx) * stretch
     return x, y, _signed_distance(shape, x / radius, y / radius) * radius
@@ -210,19 +210,19 @@ def _paint(
     x, y, distance, canvas = x[window], y[window], distance[window], canvas[window]
 
     behind = canvas[distance < 0].mean(0)
-    # The most distinct of a few colours, so that a shape can be told from what it covers.
-    colours = [_colour(rng, (0.45, 0.88), (0.09, 0.17)) for _ in range(4)]
-    colour = max(colours, key=lambda c: float(np.abs(c - behind).sum()))
-    other = colour * rng.uniform(0.55, 0.8) if rng.random() < 0.5 else 1 - (1 - colour) * 0.45
+    # The most distinct of a few colors, so that a shape can be told from what it covers.
+    colors = [_color(rng, (0.45, 0.88), (0.09, 0.17)) for _ in range(4)]
+    color = max(colors, key=lambda c: float(np.abs(c - behind).sum()))
+    other = color * rng.uniform(0.55, 0.8) if rng.random() < 0.5 else 1 - (1 - color) * 0.45
     rim = 1 - 0.2 * np.exp(-np.abs(distance) / (0.008 * size))
     weight = _texture(rng, x, y, size)
-    paint = (colour + weight[..., None] * (other - colour)) * rim[..., None]
+    paint = (color + weight[..., None] * (other - color)) * rim[..., None]
     canvas *= 1 - 0.4 * np.exp(-distance.clip(0) / (0.02 * size))[..., None]
     canvas += (0.5 - distance).clip(0, 1)[..., None] * (paint - canvas)
 
 
 def _texture(rng: np.random.Generator, x: Floats, y: Floats, size: int) -> Floats:
-    """Return the share (0..1) of a shape's second colour at its own coordinates, in pixels."""
+    """Return the share (0..1) of a shape's second color at its own coordinates, in pixels."""
     kind = rng.choice(["plain", "stripes", "checks", "dots", "gradient", "noise"])
     frequency = 2 * math.pi / (size * rng.uniform(0.045, 0.09))
     u, v = x * frequency, y * frequency
@@ -247,7 +247,7 @@ def _background(rng: np.random.Generator, size: int) -> Floats:
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     weight = 0.5 + 0.35 * (math.cos(angle) * ramp + math.sin(angle) * ramp[:, None])
     weight += 0.8 * _smooth_noise(rng, weight.shape, size / 4) - 0.4
-    a, b = (_colour(rng, (lightness - 0.1, lightness + 0.1), (0.02, 0.07)) for _ in range(2))
+    a, b = (_color(rng, (lightness - 0.1, lightness + 0.1), (0.02, 0.07)) for _ in range(2))
     canvas = a + weight.clip(0, 1)[..., None] * (b - a)
     canvas += rng.uniform(0.03, 0.12) * _smooth_noise(rng, weight.shape, size / 32)[..., None]
 
@@ -256,12 +256,12 @@ def _background(rng: np.random.Generator, size: int) -> Floats:
     picture = Image.fromarray(pixels).resize((2 * size, 2 * size))
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.integers(2, 6)):
-        colour = _colour(rng, (lightness - 0.15, lightness + 0.15), (0.02, 0.1))
-        draw.polygon(_blob(rng, 2 * size), fill=_rgb(colour))
+        color = _color(rng, (lightness - 0.15, lightness + 0.15), (0.02, 0.1))
+        draw.polygon(_blob(rng, 2 * size), fill=_rgb(color))
     for _ in range(rng.integers(3, 9)):
-        colour = _colour(rng, (0.3, 0.9), (0.03, 0.15))
+        color = _color(rng, (0.3, 0.9), (0.03, 0.15))
         width = int(rng.integers(2, size // 20 + 2))
-        draw.line(_scribble(rng, 2 * size), fill=_rgb(colour), width=width, joint="curve")
+        draw.line(_scribble(rng, 2 * size), fill=_rgb(color), width=width, joint="curve")
     return np.asarray(picture.reduce(2), dtype=np.float32) / 255
 
 
@@ -271,9 +271,9 @@ def _blob(rng: np.random.Generator, size: int) -> list[float]:
     radius = np.full(48, size * rng.uniform(0.04, 0.22))
     for k in (2, 3):
         radius *= 1 + rng.uniform(0.15, 0.35) * np.cos(k * turn + rng.uniform(0, 2 * math.pi))
-    centre = rng.uniform(0, size, (2, 1))
+    center = rng.uniform(0, size, (2, 1))
     points: list[float] = (
-        (centre + radius * np.stack((np.cos(turn), np.sin(turn)))).T.ravel().tolist()
+        (center + radius * np.stack((np.cos(turn), np.sin(turn)))).T.ravel().tolist()
     )
     return points
 
@@ -296,10 +296,10 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], period: floa
     return noise
 
 
-def _colour(
+def _color(
     rng: np.random.Generator, lightness: tuple[float, float], chroma: tuple[float, float]
 ) -> Floats:
-    """Draw a colour of any hue in OKLCH (lightness 0..1), as sRGB (3,) in 0..1."""
+    """Draw a color of any hue in OKLCH (lightness 0..1), as sRGB (3,) in 0..1."""
     hue = rng.uniform(0, 2 * math.pi)
     level, strength = rng.uniform(*lightness), rng.uniform(*chroma)
     lab = np.array((level, strength * math.cos(hue), strength * math.sin(hue)))
@@ -308,6 +308,6 @@ def _colour(
     return srgb.astype(np.float32)
 
 
-def _rgb(colour: Floats) -> tuple[int, int, int]:
-    red, green, blue = (int(255 * c) for c in colour)
+def _rgb(color: Floats) -> tuple[int, int, int]:
+    red, green, blue = (int(255 * c) for c in color)
     return red, green, blue

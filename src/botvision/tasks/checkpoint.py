@@ -17,7 +17,6 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import PretrainedCfg
 from torch import nn
 
-import botvision
 from botvision.attention import Implementation
 from botvision.config import (
     ClassificationConfig,
@@ -28,6 +27,7 @@ from botvision.config import (
 )
 from botvision.data.categories import Categories
 from botvision.detection import Detector, build_detector
+from botvision.environment import versions
 from botvision.errors import UserError
 from botvision.models import check_model_args, create_model
 from botvision.training.fsdp import whole_tensors
@@ -201,7 +201,7 @@ def save_model(model: nn.Module, spec: ModelSpec, path: Path, writes: bool = Tru
         path: the file.
         writes: whether this process is the one that writes.
     """
-    text = json.dumps({"schema": SCHEMA, "version": botvision.__version__, **asdict(spec)})
+    text = json.dumps({"schema": SCHEMA, "version": versions()["botvision"], **asdict(spec)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in whole_tensors(model).items()}
     if not writes:
         return

@@ -1,4 +1,4 @@
-"""The optimiser, and what is random about a step."""
+"""The optimizer, and what is random about a step."""
 
 from __future__ import annotations
 

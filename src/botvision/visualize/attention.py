@@ -18,7 +18,7 @@ DPI = 160
 PANEL_INCHES = 2.0
 PANEL_PIXELS = 480
 INK = "#333333"
-COLOURS = "inferno"
+COLORS = "inferno"
 
 Picture = npt.NDArray[np.float64]
 
@@ -33,7 +33,7 @@ def attention_figure(
 
     A row has the image with the point marked, the mean over the heads, then every head. The maps
     are enlarged (bicubic) to the image and laid over it darkened; the panels of a row share one
-    colour scale, whose zero is black and whose steps follow the square root of the weight, so that
+    color scale, whose zero is black and whose steps follow the square root of the weight, so that
     a broad map stays visible beside a sharp one.
 
     Args:
@@ -79,7 +79,7 @@ def attention_figure(
             axes.imshow(_overlay(small, weight, norm))
         for axes in panels:
             _mark(axes, x * scale, y * scale)
-        _colour_bar(figure, panels[-1], norm, peak)
+        _color_bar(figure, panels[-1], norm, peak)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return Image.open(buffer).convert("RGB")
@@ -119,11 +119,11 @@ def _overlay(image: Image.Image, weight: Picture, norm: PowerNorm) -> Picture:
         image.size, Image.Resampling.BICUBIC
     )
     level = np.asarray(norm(np.asarray(enlarged)), dtype=np.float64)
-    colour = matplotlib.colormaps[COLOURS](level)[..., :3]
-    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None] / 255
+    color = matplotlib.colormaps[COLORS](level)[..., :3]
+    gray = np.asarray(image.convert("L"), dtype=np.float64)[..., None] / 255
     # Strong attention hides the picture, weak attention leaves it readable.
     cover = 0.4 + 0.55 * level[..., None]
-    return np.asarray((1 - cover) * 0.7 * grey + cover * colour)
+    return np.asarray((1 - cover) * 0.7 * gray + cover * color)
 
 
 def _mark(axes: Axes, x: float, y: float) -> None:
@@ -131,9 +131,9 @@ def _mark(axes: Axes, x: float, y: float) -> None:
     axes.plot(x, y, "o", markersize=7, markerfacecolor="none", color="white", markeredgewidth=1.3)
 
 
-def _colour_bar(figure: Figure, axes: Axes, norm: PowerNorm, peak: float) -> None:
+def _color_bar(figure: Figure, axes: Axes, norm: PowerNorm, peak: float) -> None:
     place = axes.inset_axes((1.05, 0.06, 0.05, 0.88))
-    bar = figure.colorbar(ScalarMappable(norm, COLOURS), cax=place)
+    bar = figure.colorbar(ScalarMappable(norm, COLORS), cax=place)
     ticks = np.linspace(0, 1, 3) ** 2 * peak
     bar.set_ticks(list(ticks), labels=[f"{tick:.2g}" for tick in ticks])
     bar.outline.set_visible(False)

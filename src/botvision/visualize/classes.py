@@ -86,7 +86,7 @@ def draw_confusion(classes: Sequence[str], confusion: npt.ArrayLike, path: Path)
         axes.set_yticks(range(len(classes)), classes, fontsize=LABEL_POINTS)
     if len(classes) <= 12:
         for (row, column), share in np.ndenumerate(shares):
-            colour = "white" if share > 0.5 else INK
+            color = "white" if share > 0.5 else INK
             text = f"{share:.0%}" if share >= 0.005 else ""
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     figure.savefig(path, dpi=DPI)

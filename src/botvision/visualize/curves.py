@@ -16,11 +16,11 @@ from botvision.errors import UserError
 DPI = 160
 INK = "#333333"
 LABEL_POINTS = 8.5
-# Okabe and Ito's colours, which stay apart for colour-blind readers; the total comes in black.
+# Okabe and Ito's colors, which stay apart for color-blind readers; the total comes in black.
 TOTAL = "#111111"
 PARTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Curves of the evaluations, by picture: task (a dict of the event, or the event itself), metric,
-# name, colour and line.
+# name, color and line.
 Curve = tuple[str | None, str, str, str, str]
 AP_CURVES: tuple[Curve, ...] = (
     ("bbox", "AP50", "box AP50", "#0072b2", "--"),
@@ -40,7 +40,7 @@ Event = dict[str, Any]
 def plot_curves(events: Path, folder: Path) -> list[Path]:
     """Draw a run's training loss, and its AP or accuracy where it was evaluated.
 
-    ``folder/loss.png`` has the loss and every ``loss_*`` part (each step faint, a centred running
+    ``folder/loss.png`` has the loss and every ``loss_*`` part (each step faint, a centered running
     mean over 1/40 of the run clear) over the learning rate; ``folder/ap.png`` has the AP and AP50
     of boxes and masks, ``folder/accuracy.png`` a classifier's top-1 and top-5; each is written only
     when there are such evaluations. Lines that are not JSON are skipped, for a killed process may
@@ -113,13 +113,13 @@ def _loss_figure(train: list[Event]) -> Figure:
     parts = sorted({key for event in train for key in event if key.startswith("loss_")})
     ends: list[tuple[str, str, float]] = []
     for index, key in enumerate(["loss", *parts]):
-        colour = PARTS[(index - 1) % len(PARTS)] if index else TOTAL
+        color = PARTS[(index - 1) % len(PARTS)] if index else TOTAL
         values = _column(train, key)
         smooth = _running_mean(values)
-        losses.plot(steps, values, color=colour, alpha=0.15, linewidth=0.7)
-        losses.plot(steps, smooth, marker, color=colour, linewidth=1.4 if index else 1.9)
+        losses.plot(steps, values, color=color, alpha=0.15, linewidth=0.7)
+        losses.plot(steps, smooth, marker, color=color, linewidth=1.4 if index else 1.9)
         name = key.removeprefix("loss_").replace("_", " ") if index else "total"
-        ends.append((name, colour, _last(smooth)))
+        ends.append((name, color, _last(smooth)))
     # The parts differ by orders of magnitude, so a linear scale would show the total alone.
     losses.set_yscale("log")
     losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -146,7 +146,7 @@ def _evaluation_figure(evaluations: list[Event], curves: tuple[Curve, ...], labe
     axes = figure.add_axes((0.1, 0.12, 0.7, 0.84))
     steps = _column(evaluations, "step")
     ends: list[tuple[str, str, float]] = []
-    for task, metric, name, colour, style in curves:
+    for task, metric, name, color, style in curves:
         # COCO's evaluation gives -1 where there is nothing to find.
         values = _column([event.get(task, {}) if task else event for event in evaluations], metric)
         values = np.where(values < 0, np.nan, values)
@@ -156,14 +156,14 @@ def _evaluation_figure(evaluations: list[Event], curves: tuple[Curve, ...], labe
             steps,
             values,
             style,
-            color=colour,
+            color=color,
             linewidth=1.6,
             marker="o",
             markersize=3.5,
             markeredgewidth=0,
         )
         last = _last(values)
-        ends.append((f"{name} {last:.3f}", colour, last))
+        ends.append((f"{name} {last:.3f}", color, last))
     axes.set_ylim(bottom=0)
     axes.set_ylabel(label, color=INK)
     tidy(axes)
@@ -178,7 +178,7 @@ def _column(events: list[Event], key: str) -> Values:
 
 
 def _running_mean(values: Values) -> Values:
-    """Return the centred mean over 1/40 of the values, over the finite ones that are there."""
+    """Return the centered mean over 1/40 of the values, over the finite ones that are there."""
     window = np.ones(2 * (len(values) // 80) + 1)
     finite = np.isfinite(values)
     count = np.convolve(finite, window, mode="same")
@@ -212,8 +212,8 @@ def _label_ends(axes: Axes, ends: list[tuple[str, str, float]]) -> None:
     """Write each curve's name right of its last value, pushed apart where they would overlap."""
     scale = axes.transData + axes.transAxes.inverted()
     named = [
-        (float(scale.transform((0, value))[1]), name, colour)
-        for name, colour, value in ends
+        (float(scale.transform((0, value))[1]), name, color)
+        for name, color, value in ends
         if np.isfinite(value)
     ]
     named.sort()
@@ -225,12 +225,12 @@ def _label_ends(axes: Axes, ends: list[tuple[str, str, float]]) -> None:
     for index in reversed(range(len(heights))):
         heights[index] = min(heights[index], ceiling)
         ceiling = heights[index] - gap
-    for height, (_, name, colour) in zip(heights, named, strict=True):
+    for height, (_, name, color) in zip(heights, named, strict=True):
         axes.text(
             1.015,
             height,
             name,
-            color=colour,
+            color=color,
             fontsize=LABEL_POINTS,
             va="center",
             transform=axes.transAxes,

@@ -14,8 +14,8 @@ CROWD = 40
 FILL_OPACITY = 0.35
 CELL_SIDE = 640
 
-# Next to each other in the list means far apart in hue and lightness, since neighbours in an
-# image often have neighbouring indices.
+# Next to each other in the list means far apart in hue and lightness, since neighbors in an
+# image often have neighboring indices.
 PALETTE = tuple(
     ImageColor.getrgb(code)
     for code in (
@@ -37,7 +37,7 @@ PALETTE = tuple(
 )
 
 Box = tuple[int, int, int, int]
-Colour = tuple[int, ...]
+Color = tuple[int, ...]
 
 
 def draw_instances(
@@ -51,7 +51,7 @@ def draw_instances(
 
     An image whose shorter side is below 480 px is first enlarged (bicubic) by the smallest integer
     factor that reaches it, unless the longer side would pass 4096 px; masks and boxes follow. An
-    instance's colour depends on its index alone. With more than 40 instances the name tags are
+    instance's color depends on its index alone. With more than 40 instances the name tags are
     left out, the lines get thinner, and the boxes are left out too where there are masks.
 
     Args:
@@ -84,7 +84,7 @@ def draw_instances(
     if masks is None or not crowded:
         line = max(1, round(min(size) / (640 if crowded else 480)))
         for index, box in enumerate(pixels):
-            draw.rectangle(box, outline=_colour(index), width=line)
+            draw.rectangle(box, outline=_color(index), width=line)
     if not crowded:
         _draw_tags(draw, pixels, texts, size)
     return canvas
@@ -94,7 +94,7 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) 
     """Return the images as a grid on white, one title over each column.
 
     Every image is scaled, keeping its aspect, to fit a 640 px square; the cells then all take the
-    size of the widest and the tallest, with the images centred in them.
+    size of the widest and the tallest, with the images centered in them.
 
     Args:
         rows: one sequence of images a row, each as long as ``titles``.
@@ -134,7 +134,7 @@ def _fit(picture: Image.Image) -> Image.Image:
     return ImageOps.contain(picture.convert("RGB"), square, Image.Resampling.LANCZOS)
 
 
-def _colour(index: int) -> Colour:
+def _color(index: int) -> Color:
     return PALETTE[index % len(PALETTE)]
 
 
@@ -178,10 +178,10 @@ def _paint_masks(
         inside = _enlarge_mask(mask[top:bottom, left:right], factor)
         rim = inside & ~_erode(inside, outline)
         region = pixels[top * factor : bottom * factor, left * factor : right * factor]
-        colour = np.array(_colour(index))
-        blend = (1 - FILL_OPACITY) * region[inside] + FILL_OPACITY * colour
+        color = np.array(_color(index))
+        blend = (1 - FILL_OPACITY) * region[inside] + FILL_OPACITY * color
         region[inside] = blend.round().astype(np.uint8)
-        region[rim] = colour
+        region[rim] = color
     if painted != count:
         raise ValueError(f"{count} boxes but {painted} masks")
     return Image.fromarray(pixels)
@@ -219,7 +219,7 @@ def _pixel_boxes(corners: npt.NDArray[np.float64], size: tuple[int, int]) -> lis
 def _draw_tags(
     draw: ImageDraw.ImageDraw, boxes: Sequence[Box], texts: Sequence[str], size: tuple[int, int]
 ) -> None:
-    """Draw each text on a plate of its colour, at the corner where it hides least of the rest."""
+    """Draw each text on a plate of its color, at the corner where it hides least of the rest."""
     font = _font(max(12, round(min(size) / 40)))
     pad = max(2, round(font.size / 5))
     height = sum(font.getmetrics()) + pad
@@ -241,9 +241,9 @@ def _draw_tags(
         ]
         plate = min(spots, key=cost)
         taken.append(plate)
-        red, green, blue = _colour(index)
+        red, green, blue = _color(index)
         dark_text = 0.299 * red + 0.587 * green + 0.114 * blue > 120
-        draw.rectangle(plate, fill=_colour(index))
+        draw.rectangle(plate, fill=_color(index))
         middle = ((plate[0] + plate[2] + 1) / 2, (plate[1] + plate[3] + 1) / 2)
         draw.text(middle, text, fill="black" if dark_text else "white", font=font, anchor="mm")
 

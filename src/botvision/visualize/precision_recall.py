@@ -13,7 +13,7 @@ from matplotlib.typing import LineStyleType
 from botvision.evaluation.precision_recall import RECALLS, PrecisionRecall
 from botvision.visualize.curves import DPI, INK, LABEL_POINTS, PARTS, TOTAL, Values, tidy
 
-# Name and, where no class is drawn beside it, colour: as in the curves of a training.
+# Name and, where no class is drawn beside it, color: as in the curves of a training.
 KINDS = {"bbox": ("boxes", "#0072b2"), "segm": ("masks", "#d55e00")}
 STYLES: dict[str, LineStyleType] = {"0.50": "-", "0.75": "--", "0.50:0.95": ":"}
 _NAME_LENGTH = 16
@@ -23,7 +23,7 @@ def plot_precision_recall(curves: Mapping[str, PrecisionRecall], folder: Path) -
     """Draw ``precision_recall.png``: a panel for boxes and one for masks, legends with the AP.
 
     The mean over the classes at IoU 0.50, at 0.75 and over 0.50:0.95, and each class at IoU 0.50 if
-    they are two to six: more have no colours of their own, and one is its own mean.
+    they are two to six: more have no colors of their own, and one is its own mean.
 
     Args:
         curves: by kind, ``bbox`` and ``segm``.
@@ -41,7 +41,7 @@ def plot_precision_recall(curves: Mapping[str, PrecisionRecall], folder: Path) -
     return path
 
 
-def _draw(axes: Axes, curve: PrecisionRecall, title: str, colour: str) -> None:
+def _draw(axes: Axes, curve: PrecisionRecall, title: str, color: str) -> None:
     count = len(curve.classes)
     drawn = curve.classes if 1 < count <= len(PARTS) else ()
     of = "no objects" if not count else f"mean over {count} classes"
@@ -51,7 +51,7 @@ def _draw(axes: Axes, curve: PrecisionRecall, title: str, colour: str) -> None:
         _line(axes, curve.of_class("0.50", index), _short(name), PARTS[index], "-", 1.2)
     for iou, style in STYLES.items() if count else ():
         name = f"mean, IoU {iou}" if drawn else f"IoU {iou}"
-        _line(axes, curve.mean(iou), name, TOTAL if drawn else colour, style, 1.9)
+        _line(axes, curve.mean(iou), name, TOTAL if drawn else color, style, 1.9)
     tidy(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.set_xlabel("recall", color=INK, fontsize=LABEL_POINTS + 1)
@@ -69,13 +69,13 @@ def _draw(axes: Axes, curve: PrecisionRecall, title: str, colour: str) -> None:
 
 
 def _line(
-    axes: Axes, precision: Values, name: str, colour: str, style: LineStyleType, width: float
+    axes: Axes, precision: Values, name: str, color: str, style: LineStyleType, width: float
 ) -> None:
     # Up to the first recall that is not reached: lines along the axis would hide it.
     end = np.count_nonzero(precision) + 1
     label = f"{name}  {precision.mean():.3f}"
     axes.plot(
-        RECALLS[:end], precision[:end], color=colour, linestyle=style, linewidth=width, label=label
+        RECALLS[:end], precision[:end], color=color, linestyle=style, linewidth=width, label=label
     )
 
 
