@@ -1,1 +1,1 @@
-"""Data sets: COCO-format folders, the built-in shapes, large-scale jitter, batches."""
+"""Data: one file per format, transforms, samplers, datasets, the built-in shapes."""

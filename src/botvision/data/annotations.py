@@ -28,13 +28,11 @@ class Packed:
     """
 
     def __init__(self, items: Sequence[Any]) -> None:
-        """Pickle every item."""
         chunks = [pickle.dumps(item, pickle.HIGHEST_PROTOCOL) for item in items]
         self._ends = np.cumsum([0] + [len(chunk) for chunk in chunks])
         self._bytes = b"".join(chunks)
 
     def __getitem__(self, index: int) -> Any:
-        """Unpickle one object."""
         return pickle.loads(self._bytes[self._ends[index] : self._ends[index + 1]])
 
 

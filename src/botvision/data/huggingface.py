@@ -59,11 +59,9 @@ class HuggingFaceData:
             raise UserError(f"{self.name}: its classes are not the model's")
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB image and its label."""
         content, label = self.reader[index]
         return open_image(content, name=f"{self.name}: image {index}"), label
 

@@ -27,7 +27,6 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, classes: Sequence[str] | None = None) -> None:
-        """List the files."""
         self.folder = folder
         found = sorted(path.name for path in folder.iterdir() if path.is_dir())
         try:
@@ -54,11 +53,9 @@ class ImageFolder:
         self.labels = [label_of[own[index]] for _, index in reader.samples]
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB image and its label."""
         return open_image(self.files[index]), self.labels[index]
 
     def summary(self) -> str:

@@ -28,7 +28,6 @@ class LargeScaleJitter:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         if not 0 < self.scale[0] <= self.scale[1] or min(self._size) < 1:
             raise UserError(
                 f"scale jitter {self.scale} at image size {self.size}: give a positive size and "

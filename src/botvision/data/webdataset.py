@@ -35,7 +35,6 @@ class WebDataset:
     """
 
     def __init__(self, shards: Sequence[Path], classes: Sequence[str] | None = None) -> None:
-        """Index the shards."""
         self.shards = tuple(sorted(shards))
         self.name = self.shards[0].parent / f"{self.shards[0].stem} ..."
         # Shard, key, offset and bytes of each image.
@@ -78,11 +77,9 @@ class WebDataset:
         self.labels += [labels[key] for key in images]
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB image and its label."""
         shard, key, offset, size = self.images[index]
         with shard.open("rb") as file:
             file.seek(offset)

@@ -1,1 +1,1 @@
-"""COCO metrics of a detector."""
+"""Evaluation: the interface of evaluators, COCO's metrics, accuracy and calibration."""

@@ -1,1 +1,1 @@
-"""Training: the Lightning module, the schedule, checkpoints and the saved model."""
+"""The training loop, which knows no task: trainer, callbacks, optimizer, schedule, run folder."""

@@ -1,4 +1,4 @@
-"""What an instance segmentation run made, as pictures: instances, curves and attention."""
+"""Pictures: instances, attention, training curves, precision over recall, confusion."""
 
 from botvision.visualize.attention import attention_figure
 from botvision.visualize.curves import plot_curves
