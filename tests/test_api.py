@@ -96,7 +96,7 @@ def test_masks_boxes_and_coco_agree(model, images):
 def test_options_are_checked_at_once_and_hold_for_one_call(model, images):
     with pytest.raises(UserError, match="score_threshold 2: give a number from 0 to 1"):
         model.predict(images, score_threshold=2)
-    with pytest.raises(UserError, match="batch_size 0: give at least 1"):
+    with pytest.raises(UserError, match="batch_size 0: must be at least 1"):
         model.predict(images, batch_size=0)
     every = list(model.predict(images, score_threshold=0.01))
     few = list(model.predict(images, score_threshold=0.01, max_detections=2))

@@ -120,9 +120,9 @@ def test_models(capsys, tmp_path):
         ),
         (["attention", "--dim", "12"], "--dim 12: give a multiple of 8"),
         (["attention", "--dim", "40", "--num-heads", "3"], "8 and of --num-heads 3"),
-        (["attention", "--num-heads", "0"], "--num-heads 0: give more than 0"),
-        (["attention", "--batch-size", "-1"], "--batch-size -1: give more than 0"),
-        (["attention", "--seconds", "0"], "--seconds 0.0: give more than 0"),
+        (["attention", "--num-heads", "0"], "--num-heads 0: must be greater than 0"),
+        (["attention", "--batch-size", "-1"], "--batch-size -1: must be greater than 0"),
+        (["attention", "--seconds", "0"], "--seconds 0.0: must be greater than 0"),
         (["attention", "--precision", "8"], "Got value: 8"),
         (["attention", "--plot", "rows.jpg"], "--plot rows.jpg: give a file that ends in .png"),
         (["attention", "--json", "/dev/null/rows.json"], "--json /dev/null/rows.json: no such"),
@@ -131,7 +131,7 @@ def test_models(capsys, tmp_path):
         (["model", "resnett50"], "did you mean resnet50"),
         (["model", "resnet50@"], "resnet50@: give NAME, or NAME@PIXELS"),
         (["model", "resnet50@0"], "resnet50@0: give NAME, or NAME@PIXELS"),
-        (["model", "--image-size", "0"], "--image-size 0: give more than 0"),
+        (["model", "--image-size", "0"], "--image-size 0: must be greater than 0"),
     ],
 )
 def test_wrong_input_is_one_line(capsys, arguments, message):

@@ -122,7 +122,7 @@ def test_eval_of_some_images(run, data, tmp_path, capsys):
         own = [row for row, path in zip(listed, drawn, strict=True) if path.parent.name == name]
         right = sum(row["classes"][0]["class"] == name for row in own)
         assert (values["images"], round(values["accuracy"] * len(own))) == (len(own), right)
-    assert "--limit -1: give at least 1" in fail(capsys, *arguments, "--limit", "-1")
+    assert "--limit -1: must be at least 1" in fail(capsys, *arguments, "--limit", "-1")
 
 
 def test_eval_at_another_size_with_either_table_rule(run, data, tmp_path):

@@ -81,13 +81,16 @@ def test_every_recipe_parses(name):
             "--recipe best: no such recipe for",
         ),
         (["train", "shapes", "--config", "no.yaml"], "--config no.yaml: no such file"),
-        (["eval", "RUN", "shapes", "--batch-size", "0"], "--batch-size 0: give at least 1"),
+        (["eval", "RUN", "shapes", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["train", "shapes", "--batch-size", "many"], "batch_size"),
         (["train", "shapes", "--learning-rate", "1"], "learning-rate"),
         (["eval", "nowhere", "shapes"], "nowhere"),
         (["predict", "nowhere", "a.jpg"], "nowhere"),
         (["predict", "nowhere", "a.jpg", "--mask-format", "png"], "mask_format"),
-        (["predict", "nowhere", "a.jpg", "--batch-size", "0"], "--batch-size 0: give at least 1"),
+        (
+            ["predict", "nowhere", "a.jpg", "--batch-size", "0"],
+            "--batch-size 0: must be at least 1",
+        ),
         (["train", "shapes", "--resume"], "--resume: needs --out"),
         (["fly"], "no command is named 'fly'; choose one of train"),
     ],
@@ -100,7 +103,7 @@ def test_wrong_input_is_one_line(capsys, arguments, message):
     ("arguments", "message"),
     [
         (["--image-size", "100"], "--image-size 100: give a multiple of 32"),
-        (["--batch-size", "0"], "--batch-size 0: give at least 1"),
+        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--norm", "sync", "--device", "cpu"], "--norm sync: torch synchronizes batch norm"),
         (["--model", "botnet51"], "no model is named 'botnet51'; did you mean"),
         (["--weights", "no.pth"], "no.pth: no such weights file"),
@@ -225,7 +228,9 @@ def test_eval_says_which_splits_there_are(capsys, tiny_run, tiny_data):
 
 
 def test_eval_of_no_images_is_an_error(capsys, tiny_run, tiny_data):
-    assert "--limit 0: give at least 1" in fail(capsys, "eval", tiny_run, tiny_data, "--limit", "0")
+    assert "--limit 0: must be at least 1" in fail(
+        capsys, "eval", tiny_run, tiny_data, "--limit", "0"
+    )
 
 
 def test_max_detections(capsys, tiny_run, tiny_data, tmp_path):

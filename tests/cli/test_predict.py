@@ -121,9 +121,9 @@ def test_predict_lists_what_scores_from_the_threshold_on(capsys, tiny_run, tiny_
     ("arguments", "message"),
     [
         (["--scales", "1", "0"], "--scales 0: give positive numbers"),
-        (["--tile", "8"], "--tile 8: give at least 32"),
-        (["--batch-size", "0"], "--batch-size 0: give at least 1"),
-        (["--max-detections", "0"], "--max-detections 0: give at least 1"),
+        (["--tile", "8"], "--tile 8: must be at least 32"),
+        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["--max-detections", "0"], "--max-detections 0: must be at least 1"),
         (["--score-threshold", "50"], "--score-threshold 50: give a number from 0 to 1"),
     ],
 )

@@ -117,8 +117,8 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
     ("flags", "message"),
     [
         (["--patience", 2], "--patience: counts evaluations: give --eval-steps too"),
-        (["--max-steps", -1], "--max-steps -1: give at least 0"),
-        (["--max-instances", -1], "--max-instances -1: give at least 1, or 0 for all"),
+        (["--max-steps", -1], "--max-steps -1: must be at least 0"),
+        (["--max-instances", -1], "--max-instances -1: must be at least 1, or 0 for all"),
         (["--freeze-stages", 7], "--freeze-stages 7: give 0 to 5"),
         (
             ["--model-args", "{positon: none}"],

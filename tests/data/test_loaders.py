@@ -76,5 +76,5 @@ def test_a_limit_draws_over_all_images():
     # Ten classes of a hundred images, sorted by class: each is there.
     assert {index // 100 for index in drawn} == set(range(10))
     for limit in (0, -3):
-        with pytest.raises(UserError, match=f"limit {limit}: give at least 1"):
+        with pytest.raises(UserError, match=f"limit {limit}: must be at least 1"):
             sample_images(7, limit)

@@ -329,7 +329,7 @@ def test_another_canvas_is_that_of_a_larger_detector():
         ({"score_threshold": 1.5}, "^score_threshold 1.5: give a number from 0 to 1"),
         ({"score_threshold": -0.1}, "^score_threshold -0.1: "),
         ({"score_threshold": float("nan")}, "^score_threshold nan: "),
-        ({"max_detections": 0}, "^max_detections 0: give at least 1"),
+        ({"max_detections": 0}, "^max_detections 0: must be at least 1"),
     ],
 )
 def test_senseless_settings_are_an_error(settings, message):

@@ -89,8 +89,8 @@ def test_a_tile_is_the_pixels_of_the_image():
         ({"scales": (float("nan"),)}, "^scales nan: "),
         ({"scales": (float("inf"),)}, "^scales inf: "),
         ({"scales": ()}, "^scales: give at least one"),
-        ({"tile": 31}, "^tile 31: give at least 32"),
-        ({"tile": -5}, "^tile -5: give at least 32"),
+        ({"tile": 31}, "^tile 31: must be at least 32"),
+        ({"tile": -5}, "^tile -5: must be at least 32"),
     ],
 )
 def test_senseless_numbers_are_an_error(options, message):

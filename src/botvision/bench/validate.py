@@ -33,7 +33,7 @@ def check_positive(**numbers: float | None) -> None:
     """
     for name, number in numbers.items():
         if number is not None and number <= 0:
-            raise UserError("give more than 0", parameter=name, value=number)
+            raise UserError("must be greater than 0", parameter=name, value=number)
 
 
 def check_writable(**paths: Path | None) -> None:

@@ -83,7 +83,7 @@ def sample_images(images: int, limit: int | None) -> list[int]:
         UserError: a limit below 1.
     """
     if limit is not None and limit < 1:
-        raise UserError("give at least 1", parameter="limit", value=limit)
+        raise UserError("must be at least 1", parameter="limit", value=limit)
     order = np.random.default_rng(0).permutation(images)
     return sorted(order[:limit].tolist())
 

@@ -75,7 +75,7 @@ def write_shapes(
         UserError: image_size is below 64, or train, val or seed is negative.
     """
     if image_size < MIN_IMAGE_SIZE:
-        raise UserError(f"image_size is {image_size}: give at least {MIN_IMAGE_SIZE}")
+        raise UserError(f"image_size is {image_size}: must be at least {MIN_IMAGE_SIZE}")
     if min(train, val, seed) < 0:
         raise UserError(f"train={train}, val={val}, seed={seed}: give no negative number")
     classes = CONTEXT_CLASSES if context else SHAPES_CLASSES

@@ -29,7 +29,7 @@ def check_limits(score_threshold: float | None, max_detections: int | None) -> N
             "give a number from 0 to 1", parameter="score_threshold", value=f"{score_threshold:g}"
         )
     if max_detections is not None and max_detections < 1:
-        raise UserError("give at least 1", parameter="max_detections", value=max_detections)
+        raise UserError("must be at least 1", parameter="max_detections", value=max_detections)
 
 
 @torch.inference_mode()

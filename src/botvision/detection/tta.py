@@ -44,7 +44,7 @@ class TTA:
             raise UserError("give at least one number, such as 1", parameter="scales")
         if self.tile is not None and self.tile < _SMALLEST_TILE:
             raise UserError(
-                f"give at least {_SMALLEST_TILE}, the side of a tile in pixels of the image",
+                f"must be at least {_SMALLEST_TILE}, the side of a tile in pixels of the image",
                 parameter="tile",
                 value=self.tile,
             )

@@ -98,7 +98,7 @@ def _check(config: TrainConfig) -> None:
     for name, minimum in {**least, "patience": 0, "eval_steps": 0}.items():
         value = getattr(config, name)
         if value is not None and value < minimum:
-            raise UserError(f"give at least {minimum}", parameter=name, value=value)
+            raise UserError(f"must be at least {minimum}", parameter=name, value=value)
     if config.patience and not config.eval_steps:
         raise UserError("counts evaluations: give `eval_steps` too", parameter="patience")
     parts = config.accumulate * config.devices * config.nodes

@@ -258,7 +258,9 @@ def _check(config: DetectionConfig) -> None:
         )
     if config.max_instances < 0:
         raise UserError(
-            "give at least 1, or 0 for all", parameter="max_instances", value=config.max_instances
+            "must be at least 1, or 0 for all",
+            parameter="max_instances",
+            value=config.max_instances,
         )
 
 

@@ -201,7 +201,7 @@ class ClassificationModel:
 def check_batch_size(batch_size: int | None) -> None:
     """Raise UserError unless at least one image fits a batch; None is a default."""
     if batch_size is not None and batch_size < 1:
-        raise UserError("give at least 1", parameter="batch_size", value=batch_size)
+        raise UserError("must be at least 1", parameter="batch_size", value=batch_size)
 
 
 def read_images(
