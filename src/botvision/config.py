@@ -1,8 +1,10 @@
-"""What can be set about a model and a training run; plain data, read by the command at once.
+"""Settings of models, training, evaluation and prediction; plain data, which loads nothing heavy.
 
-Defaults of the detector are those of the paper's code base, the Cloud TPU detection models: where
-the paper states no value (its section 4 gives batch, schedules, jitter and image size), that
-code's default stands. Small runs on a CPU are other numbers in a recipe, not other code.
+The docstrings are the help texts of the command. Names in backticks are other settings.
+
+The detector's defaults are those of the paper's code base, the Cloud TPU detection models. The
+paper itself states only the batch size, the schedules, the jitter and the image size (section 4).
+Small runs on a CPU use other numbers in a recipe, not other code.
 """
 
 from __future__ import annotations
@@ -24,26 +26,27 @@ TableResize = Literal["slice", "interpolate"]
 
 @dataclass
 class DetectorConfig:
-    """Mask R-CNN (or Faster R-CNN) on a feature pyramid.
+    """Mask R-CNN or Faster R-CNN on a feature pyramid.
 
     Args:
-        fpn_channels: channels of every pyramid level p2 to p6.
-        anchor_sizes: side of the square anchor at p2 to p6, pixels (8 strides in the code base).
-        anchor_ratios: height over width of the anchors.
-        rpn_convs: 3x3 convolutions of the proposal head.
-        rpn_pre_nms: proposals a level before suppression, in training and in inference.
-        rpn_post_nms: proposals an image after it, likewise.
-        rpn_samples: anchors an image in the proposal loss, at most half of them positive.
-        roi_samples: proposals an image in the heads' losses, at most a quarter of them positive.
-        box_convs: 3x3 convolutions of the box head; with any, one fully connected layer follows
-            them instead of two (4 of them: "4conv1fc").
-        box_head_dim: width of the box head's fully connected layers.
-        mask_convs: 3x3 convolutions of the mask head.
-        mask_channels: their channels.
-        head_norm: batch norm after the convolutions of the box and mask heads.
-        score_threshold: detections below it are dropped.
-        nms_threshold: overlap (IoU) above which the lower-scored detection of a class is dropped.
-        max_detections: detections kept an image.
+        fpn_channels: Channels of every pyramid level p2 to p6.
+        anchor_sizes: Side of the square anchor at p2 to p6, in pixels (8 strides in the code base).
+        anchor_ratios: Height over width of the anchors.
+        rpn_convs: Number of 3x3 convolutions in the RPN head.
+        rpn_pre_nms: Maximum proposals per level before NMS, in training and in inference.
+        rpn_post_nms: Maximum proposals per image after NMS, in training and in inference.
+        rpn_samples: Anchors per image in the RPN loss, at most half of them positive.
+        roi_samples: Proposals per image in the losses of the heads, at most a quarter of them
+            positive.
+        box_convs: Number of 3x3 convolutions in the box head. If there are any, one fully connected
+            layer follows them instead of two (4 convolutions: "4conv1fc").
+        box_head_dim: Width of the fully connected layers of the box head.
+        mask_convs: Number of 3x3 convolutions in the mask head.
+        mask_channels: Channels of the mask head.
+        head_norm: Use batch norm after the convolutions of the box and mask heads.
+        score_threshold: Minimum score of a detection.
+        nms_threshold: IoU above which NMS drops the lower-scored of two detections of a class.
+        max_detections: Maximum detections per image.
     """
 
     fpn_channels: int = 256
@@ -66,51 +69,55 @@ class DetectorConfig:
 
 @dataclass
 class TrainConfig:
-    """What every training run has.
+    """Settings of every training run.
 
     Args:
-        data: a folder, a zip or tar of one, or a built-in set.
-        model: a name of `botvision models` or of timm.
-        model_args: further options of the model, such as {position: none}.
-        weights: what to start from: a file (.safetensors, or a weights-only .pth) of an ImageNet
-            ResNet, for everything but the attention; a name of timm, fetched; or an earlier run.
-            For a detector also a file of torchvision's maskrcnn_resnet50_fpn, or that name.
-        norm: batch norm "plain", "sync" (statistics over all processes) or "frozen".
-        epochs: passes over the training split.
-        max_steps: stop after so many steps instead; 0 evaluates what --weights gave.
-        batch_size: images a step, over all processes.
-        accumulate: parts in which a step's images go through the model, one after the other.
-        lr: peak learning rate; by default base_lr scaled to the batch size.
-        base_lr: learning rate for a batch of base_batch_size images.
-        base_batch_size: see base_lr.
-        optimizer: "sgd" or "adamw".
-        momentum: of SGD.
-        nesterov: Nesterov's form of it.
-        weight_decay: on the weights of convolutions and linear layers.
-        decay_all: decay biases, norms and position tables too.
-        schedule: after the warm-up "step" (a tenth at each milestone) or "cosine" (to zero).
-        milestones: of "step", as shares of the run.
-        warmup_steps: steps of linear warm-up.
-        warmup_factor: the first step's learning rate, as a share of the peak.
-        clip_norm: gradients are scaled down to this norm; 0 leaves them.
-        ema_decay: of a moving average of the weights, which is then what is evaluated and saved;
-            0 keeps none.
-        eval_steps: evaluate on the validation split every so many steps; 0 only at the end.
-        patience: stop early, once so many evaluations in a row were not better than the best; 0
-            never does.
-        checkpoint_steps: save a checkpoint every so many steps.
-        checkpoint_minutes: and whenever so many minutes have passed since the last one.
-        seed: of the weights, the order of the data and its augmentation.
-        device: "auto", "cpu", "cuda" or "mps".
-        devices: processes on this machine, each with a device of its own.
-        nodes: machines.
-        strategy: of several processes: "ddp" has the whole model in each, "fsdp" shares its
-            weights, gradients and momentum out among them.
-        precision: "32", "bf16" or "16" (automatic mixed precision); "auto" is bf16 on
-            CUDA and on CPUs with AMX.
-        compile: run the model, of a detector the backbone, through torch.compile.
-        workers: processes that load data; -1 chooses.
-        out: run folder; runs/DATA-MODEL by default.
+        data: Data set: a folder, a zip or tar archive of one, or a built-in set.
+        model: Model name, one of `botvision models` or of timm.
+        model_args: Further arguments of the model, such as {position: none}.
+        weights: Initial weights. A file (.safetensors, or a weights-only .pth) or timm name of an
+            ImageNet ResNet initializes everything but the attention. An earlier run initializes the
+            whole model. Detectors also accept a file or name of a torchvision detector, such as
+            maskrcnn_resnet50_fpn.
+        norm: Batch norm: plain, sync (statistics over all processes) or frozen.
+        epochs: Passes over the training split.
+        max_steps: Number of training steps, instead of `epochs`. 0 only evaluates `weights`.
+        batch_size: Global batch size: images per training step, split over `accumulate`
+            micro-batches and all processes.
+        accumulate: Gradient accumulation: number of micro-batches per training step.
+        lr: Peak learning rate. By default `base_lr` scaled linearly with the batch size.
+        base_lr: Learning rate for a batch of `base_batch_size` images.
+        base_batch_size: Batch size that `base_lr` is for.
+        optimizer: Optimizer: sgd or adamw.
+        momentum: Momentum of SGD.
+        nesterov: Use Nesterov momentum.
+        weight_decay: Weight decay of the weights of convolutions and linear layers.
+        decay_all: Apply weight decay to biases, norms and position tables too.
+        schedule: Learning rate schedule after the warm-up: step (divided by 10 at each milestone)
+            or cosine (to zero).
+        milestones: Milestones of the step schedule, as fractions of the run.
+        warmup_steps: Number of steps of linear warm-up.
+        warmup_factor: Learning rate of the first step, as a fraction of the peak.
+        clip_norm: Maximum gradient norm for gradient clipping. 0 disables it.
+        ema_decay: Decay of a moving average of the weights, which is then evaluated and saved. 0
+            disables it.
+        eval_steps: Evaluate on the validation split every this many steps. 0 evaluates only at the
+            end.
+        patience: Early stopping: stop after this many evaluations without a better one. 0 disables
+            it.
+        checkpoint_steps: Save a checkpoint every this many steps.
+        checkpoint_minutes: Also save a checkpoint this many minutes after the last one.
+        seed: Random seed of the weights, the order of the data and its augmentation.
+        device: Device: auto, cpu, cuda or mps.
+        devices: Number of processes on this machine, each with its own device.
+        nodes: Number of machines.
+        strategy: Strategy for several processes: ddp replicates the model; fsdp shards its weights,
+            gradients and optimizer state.
+        precision: Precision: 32, or bf16 or 16 for automatic mixed precision. auto is bf16 on CUDA
+            and on CPUs with AMX, else 32.
+        compile: Compile the model with torch.compile; for detectors only the backbone.
+        workers: Number of processes that load data. -1 selects it automatically.
+        out: Run folder. By default runs/DATA-MODEL.
     """
 
     data: str
@@ -163,17 +170,19 @@ class DetectionConfig(TrainConfig):
     """A training run of Mask R-CNN or Faster R-CNN.
 
     Args:
-        task: "segmentation" (Mask R-CNN) or "detection" (Faster R-CNN); by default whichever the
-            annotations allow.
-        image_size: side of the square input, pixels; a multiple of 32.
-        jitter: range of the random scale, as a share of the image size (large-scale jitter).
-        flip: mirror half of the training images.
-        max_instances: kept of a training image, drawn at random, to bound its memory; 0 keeps all.
-        freeze_stages: stages of the backbone that keep their weights and statistics: 1 is the stem,
-            2 the stem and c2, up to 5.
-        grad_checkpointing: keep only the inputs of the backbone's blocks and compute the rest
-            again in the backward pass: less memory, more time, the same gradients.
-        detector: the detector's numbers.
+        task: Task: segmentation (Mask R-CNN) or detection (Faster R-CNN). By default segmentation
+            if the annotations have masks.
+        image_size: Side of the square input in pixels, a multiple of 32.
+        jitter: Large-scale jitter: range of the random scale, as fractions of the image size.
+        flip: Mirror half of the training images.
+        max_instances: Maximum instances per training image, drawn at random, to limit memory. 0
+            keeps all.
+        freeze_stages: Number of backbone stages whose weights and statistics are frozen: 1 is the
+            stem, 2 the stem and c2, up to 5.
+        grad_checkpointing: Activation checkpointing: store only the inputs of the backbone's blocks
+            and recompute the rest in the backward pass. Uses less memory and more time; the
+            gradients are the same.
+        detector: Settings of the detector.
     """
 
     task: DetectionTask | None = None
@@ -190,23 +199,24 @@ class DetectionConfig(TrainConfig):
 class ClassificationConfig(TrainConfig):
     """A training run of an image classifier; the defaults are the paper's standard recipe.
 
-    The paper (section 4.7) has 100 epochs, a batch of 1024, weight decay 1e-4, a cosine and "the
-    standard ResNet augmentation". It does not state the learning rate or the warm-up: 0.1 for 256
-    images (Goyal et al., 2017) and 5 epochs are this project's choice.
+    The paper (section 4.7) states 100 epochs, a batch size of 1024, weight decay 1e-4, a cosine
+    schedule and "the standard ResNet augmentation". It does not state the learning rate or the
+    warm-up: 0.1 for 256 images (Goyal et al., 2017) and 5 epochs are this project's choice.
 
     Args:
-        task: always "classification".
-        image_size: side of the square input, pixels; by default the model's own.
-        crop_area: range of the random crop's area, as a share of the image.
-        flip: mirror half of the training images.
-        auto_augment: a policy in timm's words: "rand-m10-n2-p1" is RandAugment with 2 layers of
-            magnitude 10 (without p1 each layer acts on half of the images).
-        mixup: alpha of Mixup; 0 is none.
-        cutmix: alpha of CutMix; 0 is none. With both, each batch takes one of them.
-        smoothing: label smoothing.
-        dropout: before the classifier.
-        drop_path: stochastic depth, the last block's rate; it grows linearly from the first.
-        crop_share: of an image, what an evaluation sees: the center of its shorter side.
+        task: Task: always classification.
+        image_size: Side of the square input in pixels. By default the model's own.
+        crop_area: Range of the area of the random crop, as fractions of the image.
+        flip: Mirror half of the training images.
+        auto_augment: Augmentation policy in timm's notation: rand-m10-n2-p1 is RandAugment with 2
+            layers of magnitude 10 (without p1 each layer is applied to half of the images).
+        mixup: Alpha of Mixup. 0 disables it.
+        cutmix: Alpha of CutMix. 0 disables it. If both are enabled, each batch uses one of the two.
+        smoothing: Label smoothing.
+        dropout: Dropout rate before the classifier.
+        drop_path: Stochastic depth: drop rate of the last block; it grows linearly from the first.
+        crop_share: Fraction of the shorter side of an image that the center crop of an evaluation
+            covers.
     """
 
     task: Literal["classification"] = "classification"
@@ -234,24 +244,25 @@ class EvaluateConfig:
     """How a run is evaluated on a split.
 
     Args:
-        split: by default val, else test, else the only one.
-        limit: number of images to evaluate, drawn at random but always the same; all by default.
-        batch_size: 32 images for a classifier, by default; 1 augmented view for a detector.
-        score_threshold: of a detector: detections below it are dropped; 0.001 by default, 0.05 in
-            the paper's code base and in evaluations during training.
-        max_detections: of a detector: maximum detections per image; by default the run's (100 in
-            COCO; more for crowded images).
-        flip: of a detector: test-time augmentation by mirrored images.
-        scales: of a detector: test-time augmentation at these multiples of the image size, such as
-            0.75 1 1.25.
-        tile: of a detector: tiled inference, besides the whole image, with overlapping tiles of
-            this many of its pixels per side, each at the model's image size.
-        image_size: of a classifier: pixels; by default the run's.
-        table_resize: of a classifier: how position tables fit another size, slice or interpolate.
-        workers: processes that load images; -1 chooses.
-        out: folder for the results; by default the run folder.
-        device: auto, cpu, cuda or mps.
-        precision: 32, bf16 or 16; auto is bf16 on CUDA and on CPUs with AMX, else 32.
+        split: Split to evaluate. By default val, else test, else the only one.
+        limit: Number of images to evaluate, a random but reproducible sample. By default all.
+        batch_size: Batch size. By default 32 images for classifiers and 1 augmented view for
+            detectors.
+        score_threshold: Minimum score of a detection. By default 0.001; the paper's code base and
+            evaluations during training use 0.05.
+        max_detections: Maximum detections per image. By default the run's (100 in COCO; use more
+            for crowded images).
+        flip: Test-time augmentation: also run on the mirrored image.
+        scales: Test-time augmentation: run at these multiples of the image size, such as 0.75 1
+            1.25.
+        tile: Tiled inference: also run on overlapping tiles with this many pixels of the image per
+            side, each resized to the model's image size.
+        image_size: Side of the input in pixels. By default the run's.
+        table_resize: How position tables are fitted to another image size: slice or interpolate.
+        workers: Number of processes that load images. -1 selects it automatically.
+        out: Folder for the results. By default the run folder.
+        device: Device: auto, cpu, cuda or mps.
+        precision: Precision: 32, bf16 or 16. auto is bf16 on CUDA and on CPUs with AMX, else 32.
     """
 
     split: str | None = None
@@ -272,22 +283,22 @@ class EvaluateConfig:
 
 @dataclass(kw_only=True)
 class PredictConfig:
-    """How images are predicted and written.
+    """How images are predicted and what is written.
 
     Args:
-        score_threshold: of a detector: detections below it are left out; 0.5 by default.
-        max_detections: of a detector: maximum detections per image; by default the run's.
-        flip: of a detector: test-time augmentation by mirrored images.
-        scales: of a detector: test-time augmentation at these multiples of the image size, such as
-            0.75 1 1.25.
-        tile: of a detector: tiled inference, besides the whole image, with overlapping tiles of
-            this many of its pixels per side, each at the model's image size.
-        mask_format: of a segmentation model: rle, by default, or polygon, which has the outer
-            contours and no holes.
-        batch_size: images, or augmented views of them, at once.
-        out: folder for the results; by default RUN/predictions.
-        device: auto, cpu, cuda or mps.
-        precision: 32, bf16 or 16; auto is bf16 on CUDA and on CPUs with AMX, else 32.
+        score_threshold: Minimum score of a detection. By default 0.5.
+        max_detections: Maximum detections per image. By default the run's.
+        flip: Test-time augmentation: also run on the mirrored image.
+        scales: Test-time augmentation: run at these multiples of the image size, such as 0.75 1
+            1.25.
+        tile: Tiled inference: also run on overlapping tiles with this many pixels of the image per
+            side, each resized to the model's image size.
+        mask_format: Format of masks: rle (the default) or polygon, which has outer contours only
+            and no holes.
+        batch_size: Number of images, or of augmented views, per batch.
+        out: Folder for the results. By default RUN/predictions.
+        device: Device: auto, cpu, cuda or mps.
+        precision: Precision: 32, bf16 or 16. auto is bf16 on CUDA and on CPUs with AMX, else 32.
     """
 
     score_threshold: float | None = None
@@ -302,7 +313,7 @@ class PredictConfig:
     precision: Precision = "auto"
 
 
-# The options of evaluation and prediction that only one of the tasks has.
+# The options of evaluation and prediction that apply to only one of the tasks.
 DETECTION_OPTIONS = (
     *("score_threshold", "max_detections", "flip", "scales", "tile", "mask_format"),
 )

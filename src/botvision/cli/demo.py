@@ -10,8 +10,8 @@ from botvision.cli.parsers import Parser
 
 def demo_parser() -> Parser:
     """``botvision demo``."""
-    parser = Parser(description="Train on the built-in shapes, evaluate, and draw what came of it.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
+    parser = Parser(description="Train on the built-in shapes, evaluate, and draw the results.")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="Run folder.")
     return parser
 
 

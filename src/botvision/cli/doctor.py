@@ -30,7 +30,7 @@ _PACKAGES = (
 
 def doctor_parser() -> Parser:
     """``botvision doctor``."""
-    return Parser(description="Versions, devices, whether the operators load, and what to do.")
+    return Parser(description="Check the installation: versions, devices and operators.")
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:

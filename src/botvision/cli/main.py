@@ -1,4 +1,4 @@
-"""The command ``botvision``; heavy libraries load only once a subcommand is known."""
+"""The command ``botvision``. Heavy libraries load only when a subcommand runs."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from botvision.cli import bench, demo, doctor, eval, models, predict, train
 from botvision.cli.parsers import Parser
 from botvision.errors import UserError
 
-EPILOG = """DATA is a folder in COCO format (annotations/*.json and image folders), of class folders
-(train/CLASS/*.jpg, val/CLASS/*.jpg) or of webdataset shards (train-*.tar, val-*.tar), a zip or tar
-of one of the first two, hfds/NAME of the Hugging Face Hub, or a built-in set: shapes,
-shapes-context. RUN is a folder that `botvision train` wrote,
-or its best.safetensors."""
+EPILOG = """DATA is one of: a folder in COCO format (annotations/*.json and image folders); a
+folder of class folders (train/CLASS/*.jpg, val/CLASS/*.jpg); a zip or tar archive of one of these;
+a folder of webdataset shards (train-*.tar, val-*.tar); hfds/NAME on the Hugging Face Hub; a
+built-in set, shapes or shapes-context. RUN is a folder that `botvision train` wrote, or its
+best.safetensors."""
 
 
 Run = Callable[[Parser, Sequence[str]], None]
 
-# How each makes its parser, runs, and what it is for.
+# The parser of each command, the function that runs it, and its summary.
 COMMANDS: dict[str, tuple[Callable[[], Parser], Run, str]] = {
     "train": (train.train_parser, train.run, "DATA: train a detector or a classifier"),
-    "eval": (eval.eval_parser, eval.run, "RUN DATA: COCO metrics or accuracy of a run"),
+    "eval": (eval.eval_parser, eval.run, "RUN DATA: evaluate a run, COCO metrics or accuracy"),
     "predict": (
         predict.predict_parser,
         predict.run,
-        "RUN IMAGE...: masks, boxes and names, or the class",
+        "RUN IMAGE...: masks, boxes and classes of images",
     ),
-    "models": (models.models_parser, models.run, "the paper's models and their figures"),
+    "models": (models.models_parser, models.run, "list the paper's models"),
     "bench": (
         bench.bench_parser,
         bench.run,
-        "attention layers, models or reading images, timed here",
+        "measure attention layers, models or data pipelines",
     ),
-    "doctor": (doctor.doctor_parser, doctor.run, "is everything installed as it should be?"),
+    "doctor": (doctor.doctor_parser, doctor.run, "check the installation"),
     "demo": (demo.demo_parser, demo.run, "train, evaluate and draw on built-in data, in minutes"),
 }
 
@@ -76,7 +76,14 @@ def _with_flags(error: UserError, options: set[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; exit status 0 on success, 2 for a fault in what was given."""
+    """Run the command.
+
+    Args:
+        arguments: without the program name; ``sys.argv`` by default.
+
+    Raises:
+        SystemExit: with status 2 for wrong input, 130 after Ctrl-C.
+    """
     args = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in args
     args = [argument for argument in args if argument != "--debug"]

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 def models_parser() -> Parser:
     """``botvision models``."""
-    parser = Parser(description="The paper's models: parameters, multiply-adds, published figures.")
-    parser.add_argument("--json", action="store_true", help="for other programs")
+    parser = Parser(
+        description="List the paper's models with parameters, multiply-adds and top-1 accuracy."
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print JSON, with the evidence for each figure."
+    )
     return parser
 
 
@@ -39,7 +43,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 
 def _table(rows: Sequence[ModelSummary]) -> Table:
     table = Table(
-        caption="any model of timm also works as --model; evidence and doubts: --json",
+        caption="--model also accepts any model of timm; --json has the evidence",
         padding=(0, 1, 0, 0),
         show_edge=False,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -13,8 +15,29 @@ from jsonargparse import ArgumentParser
 from botvision.errors import UserError
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Appends the default to the help of an option, and writes flags for names in backticks."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = re.sub(r"`([a-z_]+)`", lambda match: f"--{dashed(match[1])}", action.help or "")
+        absent = action.default in (None, False, argparse.SUPPRESS) or action.default == {}
+        if absent or "default" in text or not action.option_strings:
+            return text
+        value = action.default
+        if isinstance(value, list | tuple):
+            value = " ".join(map(_short, value))
+        return f"{text.removesuffix('.')} (default: {_short(value)})."
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 class Parser(ArgumentParser):
-    """Options with dashes, and errors of one line."""
+    """Options with dashes, in groups, and errors of one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit with status 2."""
@@ -26,10 +49,28 @@ class Parser(ArgumentParser):
         """Every field of a training's dataclass as an option, DATA as the positional."""
         self.add_class_arguments(config, as_group=False, as_positional=True)
         for action in self._actions:
-            dashed = [option.replace("_", "-") for option in action.option_strings]
-            for option in set(dashed) - set(action.option_strings):
+            options = [dashed(option) for option in action.option_strings]
+            for option in set(options) - set(action.option_strings):
                 self._option_string_actions[option] = action
-            action.option_strings = dashed
+            action.option_strings = options
+
+    def set_groups(self, groups: Mapping[str, Sequence[str]]) -> None:
+        """Show options under titles, in this order.
+
+        Args:
+            groups: names of fields by title; those that the parser lacks are skipped. A name with a
+                dot at its end stands for all nested fields.
+        """
+        for title, names in groups.items():
+            group = self.add_argument_group(title)
+            for action in list(self._actions):
+                option = action.option_strings[-1] if action.option_strings else ""
+                if not any(_names(option, name) for name in names):
+                    continue
+                for other in self._action_groups:
+                    if action in other._group_actions:
+                        other._group_actions.remove(action)
+                group._group_actions.append(action)
 
     def options(self) -> set[str]:
         """All options, such as ``--batch-size``, those of subcommands included."""
@@ -43,6 +84,16 @@ class Parser(ArgumentParser):
         return dict(self.parse_args(list(arguments), defaults=False).as_dict())
 
 
+def _names(option: str, name: str) -> bool:
+    flag = f"--{dashed(name)}"
+    return option == flag or (name.endswith(".") and option.startswith(flag))
+
+
+def dashed(name: str) -> str:
+    """A field's name as the command writes it."""
+    return name.replace("_", "-")
+
+
 def config_parser(config: type[Any]) -> Parser:
     """A parser of the fields of a dataclass, whose docstring is the help.
 
@@ -54,7 +105,7 @@ def config_parser(config: type[Any]) -> Parser:
     types = get_type_hints(config)
     parser = Parser(description=documentation.description)
     for field in fields(config):
-        name = f"--{field.name.replace('_', '-')}" if field.kw_only else field.name
+        name = f"--{dashed(field.name)}" if field.kw_only else field.name
         settings = _type_settings(field, types[field.name])
         parser.add_argument(name, help=helps[field.name], **settings)
     return parser

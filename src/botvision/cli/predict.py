@@ -8,13 +8,25 @@ from pathlib import Path
 from botvision.cli.parsers import Parser, config_parser
 from botvision.config import PredictConfig
 
+GROUPS = {
+    "detectors only": [
+        *("score_threshold", "max_detections", "flip", "scales", "tile", "mask_format"),
+    ],
+    "hardware": ["device", "precision", "batch_size"],
+    "output": ["out"],
+}
+
 
 def predict_parser() -> Parser:
     """``botvision predict``."""
     parser = config_parser(PredictConfig)
-    parser.description = "Detect or classify: pictures of it and a JSON file."
-    parser.add_argument("run", type=Path, help="run folder or best.safetensors")
-    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    parser.description = "Detect objects in images, or classify them. Writes pictures and JSON."
+    parser.add_argument("run", type=Path, help="Run folder or best.safetensors.")
+    parser.add_argument(
+        "images", type=Path, nargs="+", help="Image files, or folders of image files."
+    )
+    parser.usage = "botvision predict [options] RUN IMAGE [IMAGE ...]"
+    parser.set_groups(GROUPS)
     return parser
 
 

@@ -13,9 +13,32 @@ from botvision.settings import Task, plain, recipe_names
 
 _CONFIGS = {"detection": DetectionConfig, "classification": ClassificationConfig}
 _DESCRIPTIONS = {
-    "detection": "Train Mask R-CNN or Faster R-CNN on COCO-format data. For class folders see "
-    "botvision train --task classification --help.",
+    "detection": "Train Mask R-CNN or Faster R-CNN on COCO-format data. The options for class "
+    "folders are in botvision train --task classification --help.",
     "classification": "Train an image classifier on class folders.",
+}
+# Titles of the help, and the settings under each.
+GROUPS = {
+    "settings": ["recipe", "config", "print_config", "seed"],
+    "data and augmentation": [
+        *("task", "image_size", "jitter", "crop_area", "crop_share", "flip", "max_instances"),
+        *("auto_augment", "mixup", "cutmix", "workers"),
+    ],
+    "model": [
+        *("model", "model_args", "weights", "norm", "freeze_stages", "dropout", "drop_path"),
+    ],
+    "optimization": [
+        *("epochs", "max_steps", "batch_size", "accumulate", "optimizer", "lr", "base_lr"),
+        *("base_batch_size", "momentum", "nesterov", "weight_decay", "decay_all", "schedule"),
+        *("milestones", "warmup_steps", "warmup_factor", "clip_norm", "smoothing", "ema_decay"),
+    ],
+    "evaluation, checkpoints and output": [
+        *("out", "resume", "eval_steps", "patience", "checkpoint_steps", "checkpoint_minutes"),
+    ],
+    "hardware": [
+        *("device", "devices", "nodes", "strategy", "precision", "compile", "grad_checkpointing"),
+    ],
+    "detector": ["detector", "detector."],
 }
 # Options without a value.
 _SWITCHES = ("--resume", "--print-config", "-h", "--help")
@@ -25,22 +48,28 @@ def train_parser(task: Task = "detection") -> Parser:
     """``botvision train`` for a task."""
     parser = Parser(description=_DESCRIPTIONS[task])
     names = ", ".join(recipe_names(task))
-    parser.add_argument("--recipe", type=str, help=f"settings to start from: {names}")
+    parser.add_argument("--recipe", type=str, help=f"Recipe to start from: {names}.")
     parser.add_argument(
         "--config",
         type=str,
         action="append",
-        help="YAML file of settings, such as a run's config.yaml; it beats the recipe",
+        metavar="FILE",
+        help="YAML file of settings, such as a run's config.yaml. It overrides the recipe; options "
+        "override both. May be repeated.",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint in --out, if any"
+        "--resume",
+        action="store_true",
+        help="Resume from the last checkpoint in --out, if there is one.",
     )
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print the settings that would be used as YAML, and do nothing",
+        help="Print the resolved settings as YAML and exit.",
     )
     parser.add_train_config(_CONFIGS[task])
+    parser.usage = "botvision train [options] DATA"
+    parser.set_groups(GROUPS)
     return parser
 
 
