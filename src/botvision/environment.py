@@ -1,4 +1,4 @@
-"""What a result was measured with: versions and machine."""
+"""Versions and machine that a result was measured with."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ class UserError(ValueError):
     """A fault in what the user gave: a file, an argument, a data set.
 
     Args:
-        message: one line that says what is wrong and what to do. It names the file, and writes the
+        message: one line: what is wrong and what to do. It names the file, and writes the
             names of other parameters in backticks, such as "give `eval_steps` too".
         parameter: name of the parameter at fault, such as ``"image_size"``; ``str()`` begins with
             it. The command writes ``--image-size`` for it and for the names in backticks.

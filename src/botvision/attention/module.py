@@ -46,7 +46,7 @@ class RelativeAttention2d(nn.Module):
 
     Raises:
         ValueError: ``dim`` is not a multiple of ``num_heads``, an option is unknown, or there is
-            neither a content nor a position term.
+            no content term and no position term.
     """
 
     def __init__(

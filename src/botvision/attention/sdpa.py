@@ -2,7 +2,7 @@
 
 Queries are extended by their H row logits and W column logits, keys by the one-hot codes of their
 row and column; the product of the two then contains the position term, so fused kernels without a
-bias can run it. For half-precision inputs each position logit takes two channels, the rounded value
+bias can run it. For half-precision inputs each position logit uses two channels, the rounded value
 and the rounding error, so that the logits stay accurate.
 """
 

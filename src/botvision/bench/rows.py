@@ -1,4 +1,4 @@
-"""What the benchmarks return: one row per measured layer, model or pipeline."""
+"""The rows that the benchmarks return: one row per measured layer, model or pipeline."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def doctor() -> None:
     """Print versions and devices, and try torchvision's operators.
 
     Raises:
-        UserError: something does not work; says what to do.
+        UserError: something does not work; the message contains what to do.
     """
     print(f"{'python':18}{platform.python_version()}  {platform.platform()}")
     missing = []

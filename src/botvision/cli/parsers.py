@@ -1,4 +1,4 @@
-"""What the subcommands' parsers have in common; nothing heavy loads here."""
+"""Common parts of the subcommands' parsers. Loads nothing heavy."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def train_parser(task: Task = "detection") -> Parser:
 
 
 def task_of_arguments(arguments: Sequence[str]) -> Task:
-    """The task that ``--task`` gives, or that DATA is for; detection if neither says."""
+    """The task in ``--task``, else the task that DATA is for, else detection."""
     rest, tasks = take(arguments, "--task")
     if tasks:
         return "classification" if tasks[-1] == "classification" else "detection"
@@ -87,7 +87,7 @@ def task_of_arguments(arguments: Sequence[str]) -> Task:
 
 
 def parse_train(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
-    """What the arguments give: ``data``, ``recipe``, ``config``, ``resume`` and ``settings``."""
+    """Parse the arguments into ``data``, ``recipe``, ``config``, ``resume`` and ``settings``."""
     settings = parser.given(arguments)
     settings.pop("print_config", None)
     options = {name: settings.pop(name, None) for name in ("data", "recipe", "config")}

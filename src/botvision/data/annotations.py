@@ -38,7 +38,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a COCO annotation file says; the objects are sorted by image.
+    """The content of a COCO annotation file, with the objects sorted by image.
 
     Crowd regions and degenerate annotations are counted, not kept.
     """
@@ -88,8 +88,8 @@ def read_annotations(file: Path) -> Annotations:
     points or no RLE pixel. `"segmentation": []` is degenerate as well where another annotation has
     a mask, but where none has, as detection-only exports write it, it means no segmentation.
 
-    Raises UserError if the file is not JSON, lacks a key, gives two images or categories the same
-    id, names an image or category that it does not list, or has an RLE that cannot be read.
+    Raises UserError if the file is not JSON, lacks a key, has two images or categories with the
+    same id, names an image or category that it does not list, or has an RLE that cannot be read.
     """
     content = _load(file)
 

@@ -25,7 +25,7 @@ Transform = Callable[[Image.Image], Tensor]
 class ClassificationData(Protocol):
     """The images of one split and their labels.
 
-    A format is a class with these members, such as ``ImageFolder``. ``botvision.train`` takes
+    A format is a class with these members, such as ``ImageFolder``. ``botvision.train`` accepts
     instances as ``{"train": ..., "val": ...}``.
     """
 
@@ -46,7 +46,7 @@ class ClassificationData(Protocol):
 def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
     """The classes' names; of ImageNet's synsets (``n02123045``) the words for them.
 
-    Two synsets of one word, such as both cranes, keep their numbers beside it.
+    Two synsets of one word, such as both cranes, keep their numbers after it.
     """
     info = ImageNetInfo("imagenet-22k")
     known = set(info.label_names())  # type: ignore[no-untyped-call]

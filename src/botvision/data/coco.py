@@ -67,7 +67,7 @@ class CocoData(DetectionData):
     Args:
         split: the annotation file.
         images: the folder that the file names are relative to.
-        annotations: what the file says.
+        annotations: the content of the file.
     """
 
     def __init__(self, split: Split, images: Path, annotations: Annotations) -> None:

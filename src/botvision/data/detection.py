@@ -43,8 +43,8 @@ class DetectionData(ABC):
     """The images of one split and their objects.
 
     A format is a subclass with ``categories``, ``__len__``, ``image`` and ``objects``; the rest
-    has a default that a subclass may override. ``botvision.train`` takes instances as
-    ``{"train": ..., "val": ...}``, ``botvision.evaluate`` takes one.
+    has a default that a subclass may override. ``botvision.train`` accepts instances as
+    ``{"train": ..., "val": ...}``, ``botvision.evaluate`` accepts one.
     """
 
     categories: Categories
@@ -66,7 +66,7 @@ class DetectionData(ABC):
 
     @property
     def name(self) -> str:
-        """What messages call the split."""
+        """The name of the split in messages."""
         return type(self).__name__
 
     @property
@@ -80,7 +80,7 @@ class DetectionData(ABC):
         return range(1, len(self) + 1)
 
     def image_name(self, index: int) -> str:
-        """What messages call the image at ``index``, such as its file."""
+        """The name of the image at ``index`` in messages, such as its file name."""
         return f"image {index} of {self.name}"
 
     def summary(self) -> str:

@@ -1,7 +1,7 @@
 """COCO's compressed run-length encoding of masks, read and written only where there is an object.
 
-The libraries take whole masks: to decode 400 small objects in an image of 1400 pixels takes most of
-a second, and a few columns of each a few hundredths.
+The libraries process whole masks. Decoding 400 small objects in an image of 1400 pixels then needs
+most of a second; decoding only the columns around each object needs a few hundredths.
 """
 
 from typing import Any

@@ -16,7 +16,7 @@ from botvision.errors import UserError
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """The keys (epoch, index) of each step's images, from step ``start`` on.
 
-    The run is one stream of samples, shuffled anew each epoch by (seed, epoch) and cut into
+    The run is one stream of samples, shuffled again in each epoch by (seed, epoch) and cut into
     batches, so a batch may end one epoch and begin the next and no image is left out. What a step
     trains on is a function of seed and step, wherever an interrupted run starts again.
 

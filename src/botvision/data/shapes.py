@@ -59,8 +59,8 @@ def write_shapes(
     The folder holds `train/000000.jpg`, ..., `val/000000.jpg`, ... and
     `annotations/instances_{train,val}.json`. A mask is the visible pixels of its instance, as
     compressed run lengths; masks of one image do not overlap. Image i of a split depends on
-    (context, image_size, seed, split, i) alone: a small set is the beginning of a large one, and
-    writing twice gives the same bytes.
+    (context, image_size, seed, split, i) only: a small set is the beginning of a large one, and
+    writing twice produces the same bytes.
 
     Args:
         root: the folder to write; it is made when missing, and files of the same name are

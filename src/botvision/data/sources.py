@@ -1,4 +1,4 @@
-"""What the user named as data: a folder, an archive of one, or a built-in set; and its task."""
+"""Data sources: a folder, an archive of one, or a built-in set; and the task they are for."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def find_shards(root: Path, split: str) -> list[Path]:
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Fill a new folder beside ``folder`` and rename it, so that none is ever half there."""
+    """Fill a temporary folder and rename it to ``folder``, so that no folder is incomplete."""
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Webdataset shards: tars of ``KEY.jpg`` beside ``KEY.cls``, read at random by their index.
+"""Webdataset shards: tars of ``KEY.jpg`` and ``KEY.cls`` pairs, read in any order by an index.
 
 Streaming readers shuffle within a buffer, restart an interrupted epoch elsewhere and skip what they
 cannot read. An index of the tars costs one pass over their headers and keeps all promises that
@@ -26,7 +26,7 @@ class WebDataset:
     Args:
         shards: uncompressed tars. A sample is an image and a ``.cls`` of the same key: the label,
             a number from 0.
-        classes: names in the order of the labels; by default the lines of ``classes.txt`` beside
+        classes: names in the order of the labels; by default the lines of ``classes.txt`` next to
             the shards or, where there is none, the numbers.
 
     Raises:

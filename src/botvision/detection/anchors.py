@@ -27,13 +27,13 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Compute the intersection over union of every pair of boxes.
 
-    The result is bit-for-bit torchvision's. That function works on pairs of coordinates and takes
-    3 to 4 times as long on a CPU, where comparing all anchors with the objects of crowded images
+    The result is bit-for-bit torchvision's. That function works on pairs of coordinates and is
+    3 to 4 times slower on a CPU, where comparing all anchors with the objects of crowded images
     was a sixth of a training step.
 
     Args:
         boxes: (n, 4), xyxy, float32.
-        others: (m, 4), likewise.
+        others: (m, 4), xyxy, float32.
 
     Returns:
         (n, m), float32.

@@ -40,7 +40,7 @@ class FixedCanvas(nn.Module):
     Args:
         size: side of the canvas, pixels.
         mean: mean of each color channel, for values in [0, 1].
-        std: standard deviation of each color channel, likewise.
+        std: standard deviation of each color channel, for values in [0, 1].
     """
 
     def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

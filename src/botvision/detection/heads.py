@@ -49,7 +49,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     """RoIAlign over p2 to p5 that knows the strides of the pyramid.
 
     torchvision infers the strides from the unpadded size of the first images that it sees. On a
-    padded canvas that gives wrong scales.
+    padded canvas those scales are wrong.
 
     Args:
         strides: stride of each level, in pixels.

@@ -42,7 +42,7 @@ _BY_CLASS = (
 
 @dataclass(frozen=True)
 class DetectorWeightsReport:
-    """What was loaded into a detector.
+    """Report of what was loaded into a detector.
 
     Attributes:
         tensors: tensors loaded, new and ignored.

@@ -1,4 +1,4 @@
-"""From a model's labels to the category ids of another annotation file, by class name."""
+"""Mapping of a model's labels to the category ids of an annotation file, by class name."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MEAN = "(mean)"
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Of boxes or of masks: objects of all sizes, at the highest limit of detections an image.
+    """Of boxes or of masks: objects of all sizes, at the highest limit of detections per image.
 
     As COCO has it, the precision at a recall is the best at that recall or a higher one, and 0
     where the recall is not reached.

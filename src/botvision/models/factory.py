@@ -65,7 +65,7 @@ def check_model_args(name: str, model_args: Mapping[str, Any]) -> None:
     """Reject arguments that the architecture's constructor does not take.
 
     Model arguments come from configuration and weights files of others, and ``timm.create_model``
-    also takes arguments that open files and connections.
+    also accepts arguments that open files and connections.
 
     Raises:
         UserError: there is no such model, or it does not take an argument.

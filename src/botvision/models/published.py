@@ -1,7 +1,7 @@
 """The paper's results for its classification models, with the evidence for each row.
 
 The paper's appendix, which describes the scaled models, was not available: their numbers come from
-authors who quote it. ``None`` is a number that no source gives.
+authors who quote it. ``None`` is a number that no source reports.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from botvision.models.structure import new_parts
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was loaded from a weights file.
+    """Report of what was loaded from a weights file.
 
     Args:
         file: the file.

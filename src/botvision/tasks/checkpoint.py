@@ -38,10 +38,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """What a detector is: how to build it, and what its labels mean.
+    """Specification of a detector: how to build it, and the meaning of its labels.
 
     ``objects`` names the parts that were given as objects, ``"impl"`` and ``"box_head"``: whoever
-    loads the model has to give them again, since a file is not to say which code to run.
+    loads the model has to pass them again, so that a file never decides which code runs.
     """
 
     model: str
@@ -102,7 +102,7 @@ class DetectorSpec:
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """What a classifier is: how to build it, what it wants to see, what its outputs mean.
+    """Specification of a classifier: how to build it, its input, and the meaning of its outputs.
 
     ``objects`` is as in :class:`DetectorSpec`.
     """
@@ -221,7 +221,7 @@ def load_model(
     Args:
         source: the folder or file.
         impl: the attention implementation, if the model was trained with an object of your own.
-        box_head: likewise the box head, whose weights are then loaded into it.
+        box_head: the box head, in the same case; the weights are loaded into it.
 
     Raises:
         UserError: no such run or file, a file that this library did not write or of a later

@@ -101,7 +101,7 @@ class ClassificationModule(ClassificationInference):
         shard_if_wanted(self, self.model, self.config)
 
     def on_train_batch_start(self, batch: ClassificationBatch, batch_idx: int) -> None:
-        """Seed what is random in the step, so that a resumed run draws alike."""
+        """Seed what is random in the step, so that a resumed run draws the same numbers."""
         seed_batch(self, self.config, batch_idx)
 
     def training_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Tensor]:

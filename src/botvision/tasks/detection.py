@@ -114,7 +114,7 @@ class DetectionModule(DetectionInference):
         shard_if_wanted(self, self.detector, self.config)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what is random inside the model by the step, so that a resumed run draws alike."""
+        """Seed what is random inside the model by the step, so a resumed run draws the same."""
         for part in self.frozen:
             part.eval()
         seed_batch(self, self.config, batch_idx)

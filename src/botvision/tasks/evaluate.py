@@ -47,9 +47,9 @@ def evaluate(
 
     Args:
         run: the run or its folder, or its ``best.safetensors``.
-        data: what :func:`botvision.train` takes; or one split as an object.
+        data: data as for :func:`botvision.train`, or one split as an object.
         impl: the attention implementation, if the run was trained with an object of your own.
-        box_head: likewise the box head.
+        box_head: the box head, in the same case.
         evaluators: further metrics, see :class:`Evaluator`.
         console: where to print; the terminal or notebook by default.
         options: of :class:`botvision.config.EvaluateConfig`, such as ``split="val"``.

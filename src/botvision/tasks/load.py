@@ -47,7 +47,7 @@ def load(
         device: where it runs.
         precision: in which it runs, as of a training.
         impl: the attention implementation, if the model was trained with an object of your own.
-        box_head: likewise the box head, whose weights are then loaded into it.
+        box_head: the box head, in the same case; the weights are loaded into it.
 
     Returns:
         A model with ``predict``; ``module`` is the network, ``spec`` its description.

@@ -41,14 +41,14 @@ def predict(
 
     The JSON is a list with, for each image, ``file``, ``width``, ``height`` and of a detector
     ``instances``: ``class``, ``category_id`` (of the training data), ``score``, ``bbox`` (x, y,
-    width, height in pixels) and, for a segmentation model, ``segmentation``, as ``mask_format``
-    says; of a classifier ``classes``: the five best, each with ``class`` and ``probability``.
+    width, height in pixels) and, for a segmentation model, ``segmentation``, in ``mask_format``;
+    of a classifier ``classes``: the five best, each with ``class`` and ``probability``.
 
     Args:
         run: the run or its folder, or its ``best.safetensors``.
         images: files, or folders whose images are taken.
         impl: the attention implementation, if the run was trained with an object of your own.
-        box_head: likewise the box head.
+        box_head: the box head, in the same case.
         console: where to print; the terminal or notebook by default.
         options: of :class:`botvision.config.PredictConfig`.
 

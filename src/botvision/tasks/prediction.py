@@ -1,4 +1,4 @@
-"""What a model says of one image; NumPy only, so it can be kept and passed on without torch."""
+"""Predictions for one image. They need NumPy only, so they can be used without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from botvision.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What both tasks' predictions have.
+    """Base class of the predictions of both tasks.
 
     Args:
         file: of the image; None for one that was given as pixels.

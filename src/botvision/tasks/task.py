@@ -1,4 +1,4 @@
-"""What the tasks have in common: what a training, an evaluation and a saved model consist of."""
+"""Common interface of the tasks, and the choice of splits and options."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def train(
     """Train a model, evaluate it on the validation split if there is one, and write the run.
 
     Later beats earlier: the defaults, the recipe, the config, the settings; when resuming, the
-    run's own config takes the place of the recipe. The task follows from the data, or is given as
+    run's own config replaces the recipe. The task follows from the data, or is given as
     ``task``.
 
     Args:

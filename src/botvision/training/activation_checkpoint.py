@@ -32,7 +32,7 @@ def recompute_blocks(body: nn.Module) -> None:
 def _contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the forward pass and its repetition."""
+    """Contexts of the forward pass and of its recomputation."""
     return nullcontext(), _statistics_kept(block)
 
 

@@ -1,4 +1,4 @@
-"""What a training run writes and shows as it goes."""
+"""Callbacks that log, evaluate, checkpoint and report the progress of a training run."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ class Checkpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Callback):
-    """At the end, before the moving average of the weights takes the place of the weights."""
+    """At the end, before the moving average replaces the weights."""
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -24,7 +24,7 @@ def seed_batch(module: L.LightningModule, config: TrainConfig, batch_idx: int) -
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> OptimizerLRScheduler:
-    """SGD or AdamW, decaying the weights of convolutions and linear layers alone."""
+    """SGD or AdamW, with weight decay for the weights of convolutions and linear layers only."""
     groups: Any = model.parameters()
     decay = config.weight_decay
     if not config.decay_all:

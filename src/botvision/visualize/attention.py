@@ -34,7 +34,7 @@ def attention_figure(
     A row has the image with the point marked, the mean over the heads, then every head. The maps
     are enlarged (bicubic) to the image and laid over it darkened; the panels of a row share one
     color scale, whose zero is black and whose steps follow the square root of the weight, so that
-    a broad map stays visible beside a sharp one.
+    a broad map stays visible next to a sharp one.
 
     Args:
         image: the picture the map covers edge to edge, of any PIL mode that converts to RGB.

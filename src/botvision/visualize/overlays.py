@@ -51,8 +51,8 @@ def draw_instances(
 
     An image whose shorter side is below 480 px is first enlarged (bicubic) by the smallest integer
     factor that reaches it, unless the longer side would pass 4096 px; masks and boxes follow. An
-    instance's color depends on its index alone. With more than 40 instances the name tags are
-    left out, the lines get thinner, and the boxes are left out too where there are masks.
+    instance's color depends on its index only. If there are more than 40 instances, the name tags
+    are left out, the lines are thinner, and the boxes are left out too where there are masks.
 
     Args:
         image: the picture, of any PIL mode that converts to RGB.
@@ -97,7 +97,7 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) 
     size of the widest and the tallest, with the images centered in them.
 
     Args:
-        rows: one sequence of images a row, each as long as ``titles``.
+        rows: one sequence of images per row, each as long as ``titles``.
         titles: the column titles.
 
     Raises:
