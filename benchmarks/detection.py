@@ -1,10 +1,10 @@
-"""Training steps of Mask R-CNN in images per second, compared with torchvision's.
+"""Measure the training throughput of Mask R-CNN, compared with torchvision's detector.
 
     python benchmarks/detection.py --json benchmarks/results/detection-cuda.json
 
-Each step is a forward pass, a backward pass and SGD on the same pictures of ellipses; nothing is
-frozen. torchvision's detector has its defaults except for the image size, which is fixed like ours.
-Its pyramid has no batch norm, ours has.
+A step consists of a forward pass, a backward pass and an SGD update. All steps use the same images
+of ellipses, and no layer is frozen. torchvision's detector has its default settings, except for the
+image size, which is fixed like ours. Our feature pyramid has batch norm; torchvision's has none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Target = dict[str, Tensor]
 
 
 def pictures(count: int, size: int, device: str) -> tuple[list[Tensor], list[Target]]:
-    """Images of noise with ellipses, uint8 (3, size, size), and the targets of a detector."""
+    """Return noise images with ellipses, uint8 (3, size, size), and the targets of a detector."""
     generator = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     images, targets = [], []
@@ -60,7 +60,7 @@ def pictures(count: int, size: int, device: str) -> tuple[list[Tensor], list[Tar
 
 
 def models(size: int, device: str) -> dict[str, nn.Module]:
-    """The detectors, by name."""
+    """Return the detectors by name."""
     theirs = maskrcnn_resnet50_fpn(
         weights=None,
         weights_backbone=None,
@@ -78,7 +78,7 @@ def models(size: int, device: str) -> dict[str, nn.Module]:
 def step(
     model: nn.Module, images: list[Tensor], targets: list[Target], precision: Any
 ) -> Callable[[], Tensor]:
-    """One training step; returns its loss."""
+    """Return a function that runs one training step and returns its loss."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     device = images[0].device.type
 
@@ -117,10 +117,10 @@ def detection(
     device: str,
     json_file: Path | None,
 ) -> None:
-    """Time the steps in turn; print and write the results."""
+    """Measure the steps alternately, print the results and write them to a file."""
     console = terminal()
     images, targets = pictures(batch_size, image_size, device)
-    # torchvision's takes pixels in [0, 1]; the conversion is not timed.
+    # torchvision's detector expects pixels in [0, 1]. The conversion is not timed.
     floats = [image / 255 for image in images]
     settings = {
         "image_size": image_size,
@@ -156,14 +156,13 @@ def detection(
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image-size", type=int, default=1024)
-    parser.add_argument("--batch-size", type=int, default=8 if device == "cuda" else 1)
+    parser.add_argument("--image-size", type=int, default=1024, help="pixels, square")
+    batch_size = 8 if device == "cuda" else 1
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="images per step")
     parser.add_argument("--precision", nargs="+", default=["32", "bf16"], choices=list(DTYPES))
-    parser.add_argument(
-        "--seconds", type=float, default=60, help="timing budget for each precision"
-    )
+    parser.add_argument("--seconds", type=float, default=60, help="time budget per precision")
     parser.add_argument("--device", default=device, choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=Path, dest="json_file", help="file for the results")
+    parser.add_argument("--json", type=Path, dest="json_file", help="result file")
     detection(**vars(parser.parse_args()))
 
 

@@ -1,9 +1,9 @@
-"""COCO evaluation of generated detections, compared with pycocotools in time and metrics.
+"""Compare the COCO evaluation with pycocotools: time and metrics on generated detections.
 
     python benchmarks/evaluation.py --json benchmarks/results/evaluation-cpu.json
 
-Boxes and masks are evaluated, from results in memory to all metrics; reading annotations is not
-timed.
+Both evaluate boxes and masks. The time includes all steps from results in memory to the metrics. It
+does not include reading the annotations.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 
 
 def blob(rng: np.random.Generator, place: np.ndarray) -> list[list[float]]:
-    """A polygon about an ellipse: center, half width, half height."""
+    """Return a noisy ellipse as a polygon.
+
+    Args:
+        rng: source of the noise.
+        place: center x, center y, half width, half height, in pixels.
+    """
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     x, y, a, b = place
     wobble = rng.normal(1, 0.05, len(angles))
@@ -54,7 +59,10 @@ def encode(polygon: list[list[float]]) -> dict[str, Any]:
 def scene(
     images: int, detections: int, classes: int, seed: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Content of a COCO file and results for it: detected objects and false positives."""
+    """Return the content of a COCO annotation file and detections for it.
+
+    About half of the detections are close to an object; the others are anywhere.
+    """
     rng = np.random.default_rng(seed)
 
     def place() -> np.ndarray:
@@ -112,7 +120,7 @@ def scene(
 
 
 def by_pycocotools(truth: COCO, results: list[dict[str, Any]]) -> Metrics:
-    """The twelve metrics of boxes and of masks, and six per class from the precision."""
+    """Return the twelve COCO metrics for boxes and for masks, and six AP metrics per class."""
     metrics: Metrics = {"per_class": {c["name"]: {} for c in truth.cats.values()}}
     with contextlib.redirect_stdout(None):
         detections = truth.loadRes(results)
@@ -133,7 +141,7 @@ def by_pycocotools(truth: COCO, results: list[dict[str, Any]]) -> Metrics:
 
 
 def difference(one: Any, other: Any) -> float:
-    """The largest difference between the numbers of two nested dicts with the same keys."""
+    """Return the largest difference between the numbers of two nested dicts with the same keys."""
     if not isinstance(one, dict):
         return abs(one - other)
     assert one.keys() == other.keys(), (list(one), list(other))
@@ -143,7 +151,7 @@ def difference(one: Any, other: Any) -> float:
 def evaluation(
     *, images: int, detections: int, classes: int, seconds: float, json_file: Path | None
 ) -> None:
-    """Compare the metrics, then the times; print and write the results."""
+    """Compare the metrics, then the times. Print the results and write them to a file."""
     console = terminal()
     content, results = scene(images, detections, classes)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
@@ -155,7 +163,7 @@ def evaluation(
         )
 
     def fresh() -> list[dict[str, Any]]:
-        return [dict(result) for result in results]  # pycocotools writes into them
+        return [dict(result) for result in results]  # pycocotools modifies them
 
     runs: dict[str, Callable[[], Metrics]] = {
         OURS: lambda: coco_metrics(ours, results, masks=True)[0],
@@ -186,14 +194,14 @@ def evaluation(
         f"{images} images, {settings['objects']:,} objects, {detections:,} detections of "
         f"{classes} classes; boxes and masks, mask AP {found[OURS]['segm']['AP']:.3f}",
     )
-    table = Table("by")
+    table = Table("implementation")
     for column in ("median ms", "interquartile range", "runs"):
         table.add_column(column, justify="right")
     for row in rows:
         figures = f"{row['median_ms']:.0f}", f"{row['spread_ms']:.0f}", str(row["runs"])
         table.add_row(row["by"], *figures)
     console.print(table, soft_wrap=False)
-    console.print(f"{ratio:.2f}x as fast; largest difference of any metric {worst:.1g}")
+    console.print(f"speedup {ratio:.2f}x; largest difference of any metric {worst:.1g}")
     if json_file is not None:
         outcome = {"rows": rows, "ratio": ratio, "max_difference": worst}
         write_text(json_file, json.dumps({**head, **outcome}, indent=2) + "\n")
@@ -201,11 +209,13 @@ def evaluation(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--detections", type=int, default=24_000)
-    parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--seconds", type=float, default=60, help="timing budget")
-    parser.add_argument("--json", type=Path, dest="json_file", help="file for the results")
+    parser.add_argument("--images", type=int, default=500, help="number of images")
+    parser.add_argument(
+        "--detections", type=int, default=24_000, help="number of detections in all images"
+    )
+    parser.add_argument("--classes", type=int, default=80, help="number of classes")
+    parser.add_argument("--seconds", type=float, default=60, help="time budget")
+    parser.add_argument("--json", type=Path, dest="json_file", help="result file")
     evaluation(**vars(parser.parse_args()))
 
 

@@ -1,10 +1,10 @@
-"""Every measurement behind this project's figures, in one command.
+"""Run all benchmarks of this project.
 
-    python benchmarks/run.py           # on the GPU if torch sees one, else on the CPU
+    python benchmarks/run.py           # on the GPU if torch finds one, else on the CPU
     python benchmarks/run.py --plan    # only print what would be measured
 
-Run it on an otherwise idle machine. Results go to benchmarks/results/, with the machine's name and
-the versions; see benchmarks/README.md for what they are compared with and what follows from them.
+Run it on an otherwise idle machine. It writes the results to benchmarks/results/, with the name of
+the machine and the versions. benchmarks/README.md explains the results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-# As the command does: before torch loads its profiler.
+# The command sets this variable too. It must be set before torch loads its profiler.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch
@@ -32,12 +32,13 @@ SIZES = ["7", "14", "20", "24", "32", "40", "50x84", "64", "80"]
 
 
 def gpu_tests() -> None:
-    """The tests of the compiled kernels, which need a GPU."""
+    """Run the tests of the compiled kernels, which require a GPU."""
     tests = [sys.executable, "-m", "pytest", "-q", "tests/attention"]
     subprocess.run(tests, cwd=ROOT, check=True)
 
 
 def attention(device: str) -> None:
+    """Measure one attention layer with all implementations."""
     config = AttentionBenchConfig(
         sizes=SIZES,
         seconds=4.0,
@@ -49,7 +50,7 @@ def attention(device: str) -> None:
 
 
 def models(device: str, image_size: int, batch_size: int) -> None:
-    """The paper's claim of little overhead: botnet50 compared with the ResNet it is based on."""
+    """Compare botnet50 with resnet50. The paper reports a small overhead."""
     config = ModelBenchConfig(
         ["resnet50", "botnet50"],
         image_size=image_size,
@@ -64,7 +65,10 @@ def models(device: str, image_size: int, batch_size: int) -> None:
 
 
 def efficientnet(device: str, batch_size: int) -> None:
-    """The paper's claim of 1.64x: equal accuracy on ImageNet, each at its own image size."""
+    """Compare botnet_t7 with EfficientNet-B7, each at its own image size.
+
+    The paper reports a speedup of 1.64x at equal ImageNet accuracy.
+    """
     config = ModelBenchConfig(
         ["tf_efficientnet_b7@600", "botnet_t7@384"],
         batch_size=batch_size,
@@ -78,46 +82,48 @@ def efficientnet(device: str, batch_size: int) -> None:
 
 
 def evaluation() -> None:
-    """The speed of COCO evaluation, whose metrics must equal those of pycocotools."""
+    """Compare the speed of the COCO evaluation with pycocotools. The metrics must agree."""
     script = [sys.executable, "benchmarks/evaluation.py"]
     subprocess.run([*script, "--json", RESULTS / "evaluation-cpu.json"], cwd=ROOT, check=True)
 
 
 def detection(device: str) -> None:
-    """The cost of attention in the training of a detector, compared with torchvision's detector."""
+    """Measure training steps of Mask R-CNN, compared with torchvision's detector."""
     script = [sys.executable, "benchmarks/detection.py", "--device", device]
     subprocess.run([*script, "--json", RESULTS / f"detection-{device}.json"], cwd=ROOT, check=True)
 
 
 def plan(device: str) -> dict[str, Callable[[], None]]:
-    """The measurements on a device: description to function."""
+    """Return the measurements on a device, as a dict from description to function."""
     few, many = (1, 8) if device == "cpu" else (8, 128)
     steps: dict[str, Callable[[], None]] = {
-        f"one layer, {len(SIZES)} maps, forward and training, all implementations": partial(
+        f"one attention layer, {len(SIZES)} map sizes, all implementations": partial(
             attention, device
         ),
-        f"botnet50 and resnet50 at 1024 px, batch {few}": partial(models, device, 1024, few),
-        f"botnet50 and resnet50 at 224 px, batch {many}": partial(models, device, 224, many),
-        f"botnet_t7 at 384 px and EfficientNet-B7 at 600 px, batch {few}": partial(
+        f"botnet50 and resnet50 at 1024 px, batch size {few}": partial(models, device, 1024, few),
+        f"botnet50 and resnet50 at 224 px, batch size {many}": partial(models, device, 224, many),
+        f"botnet_t7 at 384 px and EfficientNet-B7 at 600 px, batch size {few}": partial(
             efficientnet, device, few
         ),
-        "training steps of Mask R-CNN at 1024 px, ours and torchvision's": partial(
+        "training steps of Mask R-CNN at 1024 px, compared with torchvision's detector": partial(
             detection, device
         ),
     }
     if device == "cuda":
-        return {"the kernels' tests on the GPU": gpu_tests, **steps}
+        return {"tests of the kernels on the GPU": gpu_tests, **steps}
     return {**steps, "COCO evaluation of 500 images, compared with pycocotools": evaluation}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", action="store_true", help="only print what would be measured")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="by default the GPU if any")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="default: cuda if torch finds a GPU, else cpu"
+    )
     arguments = parser.parse_args()
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not arguments.plan and not torch.cuda.is_available():
-        parser.error("torch sees no GPU here; --plan says what would be measured")
+        parser.error("torch finds no GPU on this machine; --plan prints what would be measured")
     for step, run in plan(device).items():
         print(f"{device}: {step}", flush=True)
         if not arguments.plan:
