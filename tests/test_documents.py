@@ -14,7 +14,11 @@ from botvision.settings import recipe_names
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide.md"
-DOCUMENTS = [ROOT / "README.md", GUIDE, ROOT / "benchmarks" / "README.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+]
 RECIPES = sorted(RECIPES_FOLDER.rglob("*.yaml"))
 OF_BENCHMARKS = {"--plan", "--detections", "--classes"}  # of the scripts in benchmarks/
 
@@ -63,6 +67,7 @@ def test_every_option_exists(path):
     made += [make() for make, _, _ in COMMANDS.values()]
     made += bench_parser()._subcommands_action.choices.values()
     options = {option for parser in made for option in parser._option_string_actions}
+    options.add("--debug")  # of every command
     mentioned = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8"))
     if path.parent.name == "benchmarks":
         options |= OF_BENCHMARKS

@@ -72,7 +72,7 @@ def make_config(config: type[ConfigT], *layers: Mapping[str, Any]) -> ConfigT:
     """A configuration from layers of settings, of which the later beat the earlier.
 
     Args:
-        config: a dataclass of :mod:`botvision.config`.
+        config: a dataclass of ``botvision.config``.
         layers: settings by name; those of a nested dataclass as a mapping.
 
     Raises:

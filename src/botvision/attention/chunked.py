@@ -39,7 +39,7 @@ def attend(
     width_logits: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Compute what :func:`botvision.attention.reference.attend` computes, gradients included.
+    """Compute what ``botvision.attention.reference.attend`` computes, gradients included.
 
     Raises:
         ValueError: the device is not a CPU. Only the fused CPU kernel adds a float32 bias to

@@ -24,7 +24,7 @@ def attend(
     width_logits: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Compute what :func:`botvision.attention.reference.attend` computes, gradients included."""
+    """Compute what ``botvision.attention.reference.attend`` computes, gradients included."""
     if height_logits is None or width_logits is None:
         plain: Tensor = _compiled()(q, k, v, scale=scale)
         return plain

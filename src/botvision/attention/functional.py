@@ -42,7 +42,7 @@ def check_impl(impl: str | Implementation) -> None:
 
     Raises:
         ValueError: ``impl`` is not ``"auto"``, the name of a built-in implementation or an
-            :class:`Implementation`.
+            ``Implementation``.
     """
     if impl != "auto" and not isinstance(impl, Implementation) and impl not in _IMPLEMENTATIONS:
         names = ", ".join(["auto", *_IMPLEMENTATIONS])
@@ -69,10 +69,10 @@ def attend(
         k: keys, same shape.
         v: values, same shape.
         height_logits: (B, heads, N, H), or ``None`` without positions; see
-            :func:`botvision.attention.reference.probabilities`.
+            ``botvision.attention.reference.probabilities``.
         width_logits: (B, heads, N, W), or ``None`` without positions.
         scale: factor of ``q k^T``.
-        impl: ``"auto"``, the name of a built-in implementation, or an :class:`Implementation`.
+        impl: ``"auto"``, the name of a built-in implementation, or an ``Implementation``.
 
     Returns:
         (B, heads, N, d) in the dtype of ``v``.
@@ -161,7 +161,7 @@ def relative_attention_2d(
         size: height and width (H, W) of the feature map.
         scale_position: whether to scale the position term too, as the authors' code does; use
             ``False`` for weights trained with timm's default.
-        impl: ``"auto"``, one of :func:`implementations`, or an :class:`Implementation`.
+        impl: ``"auto"``, one of ``implementations``, or an ``Implementation``.
 
     Returns:
         (B, heads, H*W, d).

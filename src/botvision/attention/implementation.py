@@ -20,16 +20,16 @@ def _everywhere(device: torch.device) -> bool:
 class Implementation:
     """One way to compute the attention.
 
-    Pass an instance as ``impl`` to :class:`botvision.attention.RelativeAttention2d`,
-    :func:`botvision.attention.relative_attention_2d`, :func:`botvision.to_botnet` or
-    :func:`botvision.models.insert_bot`. It needs no registration.
+    Pass an instance as ``impl`` to ``botvision.attention.RelativeAttention2d``,
+    ``botvision.attention.relative_attention_2d``, ``botvision.to_botnet`` or
+    ``botvision.models.insert_bot``. It needs no registration.
 
     Args:
         name: name for messages, and for selection by name if the implementation is built in.
         attend: function ``attend(q, k, v, height_logits, width_logits, scale)`` that returns
             (B, heads, N, d) in the dtype of ``v``. The arguments are those of
-            :func:`botvision.attention.reference.attend`. Both logits are ``None`` for attention
-            without positions; an implementation that needs them can use :func:`zero_logits`.
+            ``botvision.attention.reference.attend``. Both logits are ``None`` for attention
+            without positions; an implementation that needs them can use ``zero_logits``.
         supports: function that returns whether the implementation runs on a device. By default it
             runs everywhere.
     """

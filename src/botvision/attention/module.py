@@ -42,7 +42,7 @@ class RelativeAttention2d(nn.Module):
             ``"interpolate"`` keeps offsets relative to the map (for classification, where a smaller
             input shows the same picture). A larger map always interpolates.
         impl: ``"auto"``, one of ``botvision.attention.implementations(device)``, or an
-            :class:`botvision.attention.Implementation`.
+            ``botvision.attention.Implementation``.
 
     Raises:
         ValueError: ``dim`` is not a multiple of ``num_heads``, an option is unknown, or there is

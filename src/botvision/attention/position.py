@@ -46,7 +46,7 @@ def absolute_logits(
         scale: factor of the result.
 
     Returns:
-        See :func:`relative_logits`.
+        See ``relative_logits``.
     """
     height, width = q.shape[2:4]
     by_row, by_column = height_abs.expand(height, -1, -1), width_abs.expand(width, -1, -1)
@@ -81,7 +81,7 @@ def _axis_logits(q: Tensor, vectors: Tensor) -> Tensor:
 
 
 class _AxisLogits(torch.autograd.Function):
-    """:func:`_axis_logits` without a saved float32 copy of q, and with gradients in q's dtype."""
+    """``_axis_logits`` without a saved float32 copy of q, and with gradients in q's dtype."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, vectors: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def resize_absolute(table: Tensor, length: int, resize: TableResize) -> Tensor:
         table: absolute positions, (L, d).
         length: cells of the map along the axis.
         resize: ``"slice"`` keeps the first cells, because a smaller image is at the top left of its
-            padded canvas; otherwise as in :func:`resize_relative`.
+            padded canvas; otherwise as in ``resize_relative``.
 
     Returns:
         (length, d).
@@ -156,7 +156,7 @@ class RelativePosition(nn.Module):
     Args:
         feat_size: height and width (H, W) of the map, cells.
         head_dim: channels per head, d.
-        table_resize: how maps of other sizes use the tables, see :func:`resize_relative`.
+        table_resize: how maps of other sizes use the tables, see ``resize_relative``.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class RelativePosition(nn.Module):
         )
 
     def forward(self, q: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return :func:`relative_logits` of queries (B, heads, H, W, d), times ``scale``."""
+        """Return ``relative_logits`` of queries (B, heads, H, W, d), times ``scale``."""
         height_rel, width_rel = self.tables((q.shape[2], q.shape[3]))
         return relative_logits(q, height_rel, width_rel, scale)
 
@@ -193,7 +193,7 @@ class AbsolutePosition(nn.Module):
     Args:
         feat_size: height and width (H, W) of the map, cells.
         head_dim: channels per head, d.
-        table_resize: how maps of other sizes use the tables, see :func:`resize_absolute`.
+        table_resize: how maps of other sizes use the tables, see ``resize_absolute``.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class AbsolutePosition(nn.Module):
             nn.init.normal_(table, std=table.shape[-1] ** -0.5)
 
     def forward(self, q: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return :func:`absolute_logits` of queries (B, heads, H, W, d), times ``scale``."""
+        """Return ``absolute_logits`` of queries (B, heads, H, W, d), times ``scale``."""
         height_abs = resize_absolute(self.height_abs, q.shape[2], self.table_resize)
         width_abs = resize_absolute(self.width_abs, q.shape[3], self.table_resize)
         return absolute_logits(q, height_abs, width_abs, scale)

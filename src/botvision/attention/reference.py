@@ -82,7 +82,7 @@ def attend(
     """Compute ``probabilities(q, k, height_logits, width_logits, scale) @ v``.
 
     Args:
-        q: see :func:`probabilities`, like all other arguments but ``v``.
+        q: see ``probabilities``, like all other arguments but ``v``.
         k: keys.
         v: values (B, heads, N, d).
         height_logits: position logits of the rows, or ``None``.

@@ -23,7 +23,7 @@ def attend(
     width_logits: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Compute what :func:`botvision.attention.reference.attend` computes, gradients included.
+    """Compute what ``botvision.attention.reference.attend`` computes, gradients included.
 
     On CUDA, PyTorch's FlashAttention kernel needs half precision and at most 256 channels: with 128
     channels per head, a map of at most 32x32. Otherwise PyTorch selects another kernel.

@@ -57,7 +57,7 @@ def attend(
     width_logits: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Compute what :func:`botvision.attention.reference.attend` computes, gradients included.
+    """Compute what ``botvision.attention.reference.attend`` computes, gradients included.
 
     Raises:
         ValueError: the kernels do not support the device, the head size or the dtype.

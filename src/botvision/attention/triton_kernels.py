@@ -1,4 +1,4 @@
-"""Triton kernels; :mod:`botvision.attention.triton_attention` describes how they work."""
+"""Triton kernels; ``botvision.attention.triton_attention`` describes how they work."""
 
 # Triton has no types, and its kernels have no annotations except constexpr.
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, untyped-decorator"

@@ -102,7 +102,7 @@ def measure_attention(
     """Measure all layers in turn: one list of rows per mode, precision and map.
 
     Args:
-        config: As :func:`validate` returns it.
+        config: As ``validate`` returns it.
         progress: Called with a line about what is measured next.
     """
     sizes = [_map_size(size) for size in config.sizes]

@@ -44,7 +44,7 @@ def header(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
 def save_rows(
     path: Path, header: dict[str, Any], rows: Sequence[AttentionRow | ModelRow | DataRow]
 ) -> None:
-    """Write a result file: the entries of :func:`header`, then ``rows``."""
+    """Write a result file: the entries of ``header``, then ``rows``."""
     content = {**header, "rows": [asdict(row) for row in rows]}
     write_text(path, json.dumps(content, indent=2) + "\n")
 
@@ -55,7 +55,7 @@ class Report(Generic[Row]):
     ``close`` prints what an interrupted run has measured.
 
     Args:
-        header: See :func:`header`.
+        header: See ``header``.
         table: Makes a table of the rows of one mode and precision.
         json: File for the rows, saved after each group.
         quiet: Print nothing.

@@ -36,7 +36,7 @@ class Objects(NamedTuple):
     category_ids: NDArray[np.int64]
     """(n,), ids of the split's categories."""
     segmentations: Sequence[Segmentation | None]
-    """n polygons or RLEs, see :data:`Segmentation`, or None for an object without a mask."""
+    """n polygons or RLEs, see ``Segmentation``, or None for an object without a mask."""
 
 
 class DetectionData(ABC):

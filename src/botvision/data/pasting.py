@@ -65,7 +65,7 @@ def _bilinear(length: int, resized: int) -> NDArray[np.float32]:
 def encode_mask(mask: Floats, box: Floats, size: tuple[int, int]) -> dict[str, Any]:
     """The pixels whose probability is above one half, as compressed RLE over the whole image.
 
-    Arguments as of :func:`paste_mask`.
+    Arguments as of ``paste_mask``.
     """
     top, left, pasted = paste_mask(mask, box, size)
     return encode_patch(pasted > 0.5, top, left, size)
@@ -75,7 +75,7 @@ def mask_polygons(mask: Floats, box: Floats, size: tuple[int, int]) -> list[list
     """The mask as COCO's polygons: its outer contours, without its holes.
 
     COCO's polygons cannot express a hole; RLE can. A contour runs where the probability between
-    the pixels' centers is one half. Arguments as of :func:`paste_mask`.
+    the pixels' centers is one half. Arguments as of ``paste_mask``.
 
     Returns:
         A list x, y, x, y, ... for each part, in pixels of the image, whose edges are 0 and the

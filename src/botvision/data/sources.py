@@ -56,7 +56,7 @@ def task_of(data: str) -> Literal["detection", "classification"]:
     """The task that ``data`` is for: COCO annotations, or images of one class each.
 
     Raises:
-        UserError: as :func:`open_data`, or it is of no known format.
+        UserError: as ``open_data``, or it is of no known format.
     """
     if data in BUILT_IN:
         return "detection"

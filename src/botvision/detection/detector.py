@@ -91,9 +91,9 @@ class FixedCanvas(nn.Module):
 
 
 class Detector(GeneralizedRCNN):  # type: ignore[misc]
-    """Mask R-CNN or Faster R-CNN, see :func:`build_detector`.
+    """Mask R-CNN or Faster R-CNN, see ``build_detector``.
 
-    Args:
+    Attributes:
         backbone: images (B, 3, S, S) -> pyramid levels by name.
         rpn: proposes regions.
         roi_heads: box head and, for Mask R-CNN, mask head.
@@ -186,7 +186,7 @@ def build_detector(
         num_classes: object classes, without the background.
         image_size: side of the square input, pixels; a multiple of 32.
         task: with or without masks.
-        norm: batch norm of the backbone and the pyramid, see :class:`PyramidBackbone`.
+        norm: batch norm of the backbone and the pyramid, see ``PyramidBackbone``.
         config: settings of the detector; by default those of the paper's code base.
         model_args: further arguments of the backbone.
         box_head: replaces the box head that ``config`` describes; a module that turns regions

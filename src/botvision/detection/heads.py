@@ -2,7 +2,7 @@
 
 Each class is a small subclass of a torchvision class and keeps the names of its parameters, so
 torchvision's weights fit. To change a head, write another subclass, or pass a ``box_head`` to
-:func:`~botvision.detection.build_detector`.
+``botvision.detection.build_detector``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RPNHead(rpn.RPNHead):  # type: ignore[misc]
 
 
 class RegionProposalNetwork(rpn.RegionProposalNetwork):  # type: ignore[misc]
-    """Proposal network that matches anchors to objects with our :func:`box_iou`."""
+    """Proposal network that matches anchors to objects with our ``box_iou``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

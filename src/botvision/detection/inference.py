@@ -19,7 +19,7 @@ _BORDER = 1 / 64
 
 
 def check_limits(score_threshold: float | None, max_detections: int | None) -> None:
-    """Check the settings of :func:`detect` before there is an image to detect on.
+    """Check the settings of ``detect`` before there is an image to detect on.
 
     Raises:
         UserError: a threshold outside [0, 1], or fewer than one detection.

@@ -70,7 +70,7 @@ def load_detector_weights(
 ) -> WeightsReport | DetectorWeightsReport:
     """Load the weights of ``source`` into a detector.
 
-    Weights of a backbone are loaded into the body only, see :func:`load_weights`. Weights of a
+    Weights of a backbone are loaded into the body only, see ``load_weights``. Weights of a
     detector are loaded everywhere. Rows of the predictors are matched by the names of the classes;
     rows of other classes keep their random weights. Everything but the attention of a BoTNet can
     come from a detector with a ResNet, and everything but the mask branch of a Mask R-CNN from a

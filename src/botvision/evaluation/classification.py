@@ -67,7 +67,7 @@ class ClassificationEvaluator:
         self.started = time.perf_counter()
 
     def update(self, predictions: Tensor, batch: ClassificationBatch) -> None:
-        """Add the logits of a batch, see :class:`Evaluator`."""
+        """Add the logits of a batch, see ``Evaluator``."""
         labels = batch[1].to(predictions.device)
         for metric in self.sums.values():
             metric.to(predictions.device)

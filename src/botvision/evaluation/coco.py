@@ -66,7 +66,7 @@ class CocoEvaluator:
         self.results = []
 
     def update(self, predictions: Sequence[Mapping[str, Tensor]], batch: EvalBatch) -> None:
-        """Add the detections of a batch, see :class:`Evaluator`."""
+        """Add the detections of a batch, see ``Evaluator``."""
         for image, image_id, detection in zip(*batch, predictions, strict=True):
             for result in image_results(detection, image_id, (image.height, image.width)):
                 category = self.labels.category_of.get(result["category_id"])
@@ -74,7 +74,7 @@ class CocoEvaluator:
                     self.results.append({**result, "category_id": category})
 
     def compute(self) -> Metrics:
-        """See :func:`coco_metrics`; over the detections of all processes."""
+        """See ``coco_metrics``; over the detections of all processes."""
         self.results = _gathered(self.results)
         self.metrics, self.curves = coco_metrics(
             self.truth,

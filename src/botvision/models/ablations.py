@@ -47,7 +47,7 @@ def insert_bot(
         image_size: height and width in pixels, or one number for both, for which the position
             tables are made. The model accepts images of any size.
         num_heads: attention heads.
-        position: see :func:`botvision.to_botnet`, like all that follow.
+        position: see ``botvision.to_botnet``, like all that follow.
         content: whether to include the term ``q k^T``.
         scale_position: whether to scale the position logits by d^-0.5.
         table_resize: how other image sizes use the position tables.
@@ -89,7 +89,7 @@ def insert_non_local(resnet: ResNetT, *, value: bool = False) -> ResNetT:
 
     Args:
         resnet: a bottleneck ResNet of timm or torchvision, with or without weights.
-        value: see :class:`NonLocal2d`.
+        value: see ``NonLocal2d``.
 
     Returns:
         The same module.

@@ -37,17 +37,17 @@ class _PositionNet(ResNet):
 
 
 class BotNet(_PositionNet):
-    """timm's ResNet after :func:`to_botnet`, with the options of both.
+    """timm's ResNet after ``to_botnet``, with the options of both.
 
     The last batch norm of each block starts at zero, as in the paper.
 
     Args:
         *args: arguments of timm's ``ResNet``.
-        img_size: ``image_size`` of :func:`to_botnet`.
+        img_size: ``image_size`` of ``to_botnet``.
         se_in_bot: whether attention blocks keep the squeeze and excitation of the ResNet's blocks.
             The text of the paper's first version has it in the ResNet's own blocks only, but the
             published parameters count it in every block.
-        **kwargs: keyword arguments of timm's ``ResNet`` and of :func:`to_botnet`.
+        **kwargs: keyword arguments of timm's ``ResNet`` and of ``to_botnet``.
     """
 
     surgery = staticmethod(to_botnet)
@@ -79,13 +79,13 @@ class ShallowBotNet(BotNet):
 
 
 class InsertedBotNet(_PositionNet):
-    """timm's ResNet after :func:`insert_bot`, with the options of both.
+    """timm's ResNet after ``insert_bot``, with the options of both.
 
     Args:
         *args: arguments of timm's ``ResNet``.
-        stages: see :func:`insert_bot`.
-        img_size: ``image_size`` of :func:`insert_bot`.
-        **kwargs: keyword arguments of timm's ``ResNet`` and of :func:`insert_bot`.
+        stages: see ``insert_bot``.
+        img_size: ``image_size`` of ``insert_bot``.
+        **kwargs: keyword arguments of timm's ``ResNet`` and of ``insert_bot``.
     """
 
     surgery = staticmethod(insert_bot)
@@ -103,11 +103,11 @@ class InsertedBotNet(_PositionNet):
 
 
 class NonLocalResNet(ResNet):
-    """timm's ResNet after :func:`insert_non_local`, with the options of both.
+    """timm's ResNet after ``insert_non_local``, with the options of both.
 
     Args:
         *args: arguments of timm's ``ResNet``.
-        value: see :class:`botvision.models.ablations.NonLocal2d`.
+        value: see ``botvision.models.ablations.NonLocal2d``.
         **kwargs: keyword arguments of timm's ``ResNet``.
     """
 
@@ -190,7 +190,7 @@ def botnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def botnet34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-34 with BoT bottleneck blocks in c5, as :func:`botnet18`."""
+    """ResNet-34 with BoT bottleneck blocks in c5, as ``botnet18``."""
     return _create("botnet34", pretrained, {**_SHALLOW, "layers": (3, 4, 6, 3)}, kwargs)
 
 
@@ -280,7 +280,7 @@ def resnet50_bot_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def resnet50_bot_c4_c5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 and two BoT blocks, one inserted into c4 and one into c5 (paper, Table 7).
 
-    44.9 box and 39.7 mask AP in the setting of :func:`resnet50_bot_c4`.
+    44.9 box and 39.7 mask AP in the setting of ``resnet50_bot_c4``.
     """
     paper_args = {"layers": (3, 4, 6, 3), "stages": ("c4", "c5")}
     return _create("resnet50_bot_c4_c5", pretrained, paper_args, kwargs)
@@ -290,7 +290,7 @@ def resnet50_bot_c4_c5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def resnet50_nl_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 and one Non-Local block inserted into c4 (paper, Table 7).
 
-    43.1 box and 38.4 mask AP in the setting of :func:`resnet50_bot_c4`.
+    43.1 box and 38.4 mask AP in the setting of ``resnet50_bot_c4``.
     """
     return _create("resnet50_nl_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs)
 
@@ -299,7 +299,7 @@ def resnet50_nl_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def resnet50_nl_c4_value(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 and one Non-Local block with a value projection in c4 (paper, first version).
 
-    43.3 box and 38.6 mask AP in the setting of :func:`resnet50_bot_c4`.
+    43.3 box and 38.6 mask AP in the setting of ``resnet50_bot_c4``.
     """
     paper_args = {"layers": (3, 4, 6, 3), "value": True}
     return _create("resnet50_nl_c4_value", pretrained, paper_args, kwargs)

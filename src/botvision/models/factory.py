@@ -26,14 +26,14 @@ def create_model(
     """Create a model of the paper or of timm.
 
     Args:
-        name: one of :func:`list_models`, or a timm name such as ``"resnet50"``.
+        name: one of ``list_models``, or a timm name such as ``"resnet50"``.
         pretrained: whether to fetch timm's weights (the paper's models have none published).
         num_classes: outputs of the classifier.
         image_size: height and width in pixels, or one number for both, for which position tables
             are made. Models without a fixed size ignore it.
         **kw: arguments of the model: timm's ``features_only=True``, and for the paper's models the
-            options of timm's ``ResNet`` and of :func:`to_botnet`, :func:`insert_bot` or
-            :func:`insert_non_local`.
+            options of timm's ``ResNet`` and of ``to_botnet``, ``insert_bot`` or
+            ``insert_non_local``.
 
     Returns:
         The model, in training mode.

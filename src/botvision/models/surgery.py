@@ -35,7 +35,7 @@ def to_botnet(
 ) -> ResNetT:
     """Turn a ResNet into a BoTNet, in place: "and no other changes" (paper, section 3).
 
-    A :class:`RelativeAttention2d` replaces the spatial convolution of each bottleneck block of the
+    A ``RelativeAttention2d`` replaces the spatial convolution of each bottleneck block of the
     last stage. All other weights stay as they are, pretrained or not; the attention is initialized
     at random, as in the paper (section 4.1).
 
@@ -55,12 +55,12 @@ def to_botnet(
         content: whether to include the term ``q k^T`` (Table 4).
         scale_position: whether to scale the position logits by d^-0.5, as the authors' code does.
         table_resize: how other image sizes use the position tables, see
-            :class:`RelativeAttention2d`. ``"interpolate"``, the default here, is for
+            ``RelativeAttention2d``. ``"interpolate"``, the default here, is for
             classification; detectors use ``"slice"``.
         shortcut_activation: whether to apply the activation to the projection shortcut of a BoT
             block, after its batch norm, as the authors' reference code does. The default is
             ``False``: the ResNet has none there, and the paper makes "no other changes".
-        impl: attention implementation, see :class:`RelativeAttention2d`.
+        impl: attention implementation, see ``RelativeAttention2d``.
 
     Returns:
         The same module.

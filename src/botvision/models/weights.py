@@ -116,13 +116,13 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     """Load the weights of a timm or torchvision ResNet, or of an earlier run, into a model.
 
     Attention keeps its initialization if the file has none. So do a classifier of another size,
-    and the parts that an ImageNet ResNet does not have (:func:`botvision.models.new_parts`).
+    and the parts that an ImageNet ResNet does not have (``botvision.models.new_parts``).
     Position tables for another image size are resized by the layer's ``table_resize``. All other
     tensors of the model must be in the file with the same shape.
 
     Args:
         model: a BoTNet or ResNet, whole or ``features_only``.
-        source: see :func:`read_weights`.
+        source: see ``read_weights``.
 
     Returns:
         A report of what was loaded.
@@ -137,11 +137,11 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
 def load_tensors(
     model: nn.Module, tensors: dict[str, Tensor], file: Path, *, may_be_new: Sequence[str] = ()
 ) -> WeightsReport:
-    """Load tensors into a model, as :func:`load_weights` does.
+    """Load tensors into a model, as ``load_weights`` does.
 
     Args:
         model: any module that contains a BoTNet or ResNet.
-        tensors: result of :func:`read_weights`, whose position tables are resized in place.
+        tensors: result of ``read_weights``, whose position tables are resized in place.
         file: file of the tensors, for messages.
         may_be_new: names of further modules that the file may lack.
 

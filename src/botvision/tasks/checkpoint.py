@@ -104,7 +104,7 @@ class DetectorSpec:
 class ClassifierSpec:
     """Specification of a classifier: how to build it, its input, and the meaning of its outputs.
 
-    ``objects`` is as in :class:`DetectorSpec`.
+    ``objects`` is as in ``DetectorSpec``.
     """
 
     model: str

@@ -126,7 +126,7 @@ class ClassificationModule(ClassificationInference):
         return {"loss": loss}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """See :func:`make_optimizer`."""
+        """See ``make_optimizer``."""
         return make_optimizer(self.model, self.config, self.steps)
 
 

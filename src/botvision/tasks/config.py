@@ -28,7 +28,7 @@ def settle(
     resume: bool,
     settings: Mapping[str, Any],
 ) -> tuple[TrainConfig, Process]:
-    """:func:`training_config` with what the machine decides, and this process.
+    """``training_config`` with what the machine decides, and this process.
 
     Raises:
         UserError: a fault in the settings, or what cannot work here.
@@ -56,7 +56,7 @@ def training_config(
     resume: bool = False,
     settings: Mapping[str, Any],
 ) -> TrainConfig:
-    """All settings of a training, see :func:`botvision.train`; ``"auto"`` stays.
+    """All settings of a training, see ``botvision.train``; ``"auto"`` stays.
 
     Raises:
         UserError: a fault in the settings.

@@ -45,7 +45,7 @@ def demo(
         data: a built-in set, or other detection data with masks.
         recipe: name of a recipe.
         console: where to print; the terminal or notebook by default.
-        settings: as of :func:`train`.
+        settings: as of ``train``.
 
     Returns:
         The run.

@@ -79,7 +79,7 @@ class DetectionInference(L.LightningModule):
         }
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
-        """Detections of whole images, as :func:`detect` returns them."""
+        """Detections of whole images, as ``detect`` returns them."""
         images, _ = batch
         return {"predictions": detect(self.detector, images, **self.options)}
 
@@ -148,7 +148,7 @@ class DetectionModule(DetectionInference):
         return {"loss": loss, **shown}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """See :func:`make_optimizer`."""
+        """See ``make_optimizer``."""
         return make_optimizer(self.detector, self.config, self.steps)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ def evaluate(
 
     Args:
         run: the run or its folder, or its ``best.safetensors``.
-        data: data as for :func:`botvision.train`, or one split as an object.
+        data: data as for ``botvision.train``, or one split as an object.
         impl: the attention implementation, if the run was trained with an object of your own.
         box_head: the box head, in the same case.
-        evaluators: further metrics, see :class:`Evaluator`.
+        evaluators: further metrics, see ``Evaluator``.
         console: where to print; the terminal or notebook by default.
-        options: of :class:`botvision.config.EvaluateConfig`, such as ``split="val"``.
+        options: of ``botvision.config.EvaluateConfig``, such as ``split="val"``.
 
     Returns:
         The metrics by name.
@@ -72,7 +72,7 @@ def evaluate(
     source: Any = data
     if isinstance(data, Path):
         source = str(data)
-    elif not isinstance(data, str | dict):
+    elif not isinstance(data, str | Mapping):
         source = {config.split or "val": data}
     if isinstance(model, DetectionModel):
         one = detection_pass(model.module, model.spec, source, config)

@@ -174,7 +174,7 @@ class ClassificationModel:
         batch_size: int = 1,
         on_error: OnError | None = None,
     ) -> Iterator[ClassificationPrediction]:
-        """Classify images, one after the other; arguments as of :meth:`DetectionModel.predict`."""
+        """Classify images, one after the other; arguments as of ``DetectionModel.predict``."""
         check_batch_size(batch_size)
         return self._predict(_batches(read_images(images, on_error), batch_size))
 

@@ -50,7 +50,7 @@ def predict(
         impl: the attention implementation, if the run was trained with an object of your own.
         box_head: the box head, in the same case.
         console: where to print; the terminal or notebook by default.
-        options: of :class:`botvision.config.PredictConfig`.
+        options: of ``botvision.config.PredictConfig``.
 
     Returns:
         The folder.

@@ -45,17 +45,17 @@ def train(
 
     Args:
         data: a folder, an archive or a built-in set, see docs/guide.md; or the splits as objects,
-            such as ``{"train": ..., "val": ...}`` of :class:`DetectionData` or
-            :class:`ClassificationData`.
+            such as ``{"train": ..., "val": ...}`` of ``DetectionData`` or
+            ``ClassificationData``.
         recipe: name of a recipe.
         config: settings as a YAML file, such as a run's ``config.yaml``, or as a mapping; or
             several, of which the later beat the earlier.
         resume: continue from the last checkpoint in ``out``, if there is one.
         impl: an attention implementation of your own.
-        box_head: a box head of your own for a detector, see :func:`botvision.build_detector`.
-        evaluators: further metrics, see :class:`Evaluator`.
+        box_head: a box head of your own for a detector, see ``botvision.build_detector``.
+        evaluators: further metrics, see ``Evaluator``.
         console: where to print; the terminal or notebook by default.
-        settings: of :class:`botvision.config.DetectionConfig` or ``ClassificationConfig``, such as
+        settings: of ``botvision.config.DetectionConfig`` or ``ClassificationConfig``, such as
             ``model="botnet50"``, ``epochs=12`` or ``out="runs/mine"``.
 
     Returns:
