@@ -1,7 +1,7 @@
 """botvision: Bottleneck Transformers for visual recognition (BoTNet, CVPR 2021).
 
-Importing it registers the paper's models with timm. The heavy libraries load when they are first
-needed, so that the command answers at once.
+Importing the package registers the paper's models with timm. Heavy libraries load on first use, so
+the command starts quickly.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 
-# Where each public name is defined; loaded when it is first needed.
+# The module that defines each public name. It loads on first use.
 _HOME = {
     "Categories": "botvision.data.categories",
     "ClassificationData": "botvision.data.classification",
@@ -108,7 +108,7 @@ def __dir__() -> list[str]:
 
 
 class _RegisterWithTimm(MetaPathFinder):
-    """Registers the models right after timm's own import, whenever that comes."""
+    """Registers the models as soon as timm is imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""Devices, precisions and processes: settled once, passed down to what runs."""
+"""Selection of the device, the precision and the processes of a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DTYPES: dict[Dtype, torch.dtype] = {
 
 
 def resolve_device(device: Device) -> Device:
-    """``"auto"`` is the accelerator that is available, else the CPU.
+    """Return the device to use. ``"auto"`` selects an available accelerator, else the CPU.
 
     Raises:
-        UserError: the device that was asked for is not available.
+        UserError: the requested device is not available.
     """
     available: dict[Device, bool] = {
         "cuda": torch.cuda.is_available(),
@@ -39,30 +39,30 @@ def resolve_device(device: Device) -> Device:
 
 
 def resolve_precision(precision: Precision, device: Device) -> Dtype:
-    """``"auto"`` is bf16 on CUDA and on CPUs that multiply bf16 matrices (AMX), else 32."""
+    """Return the precision. ``"auto"`` selects bf16 on CUDA and on CPUs with AMX, else 32."""
     if precision != "auto":
         return precision
-    # Older versions of torch lack it; without it nothing is known of the CPU.
+    # Older versions of torch lack this function. AMX cannot be detected without it.
     capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
     amx = device == "cpu" and capabilities.get("amx_bf16", False)
     return "bf16" if device == "cuda" or amx else "32"
 
 
 def autocast(device: str, precision: Dtype) -> torch.autocast:
-    """Torch's automatic mixed precision, which ``"32"`` switches off."""
+    """Return torch's context for automatic mixed precision, disabled for ``"32"``."""
     return torch.autocast(device, dtype=DTYPES[precision], enabled=precision != "32")
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes that train together: number ``rank`` of ``count``."""
+    """One of the processes of a training run: its rank and the number of processes."""
 
     rank: int = 0
     count: int = 1
 
     @classmethod
     def current(cls, config: TrainConfig) -> Process:
-        """This process, as torchrun, Slurm or Lightning number it.
+        """Return this process, with the rank that torchrun, Slurm or Lightning assigns.
 
         Lightning starts the other processes of a machine itself, unless torchrun or Slurm did.
         """
@@ -78,10 +78,10 @@ class Process:
 
 
 def worker_count(workers: int, device: str) -> int:
-    """Number of processes that load data; ``-1`` chooses it.
+    """Return the number of processes that load data. ``-1`` selects it automatically.
 
-    The choice is all cores but one (8 at most) for an accelerator, none for a CPU: there the
-    training itself uses every core, and another process only slows both.
+    The automatic choice is the number of cores minus one, at most 8, for an accelerator. It is 0
+    for a CPU, where training uses every core and further processes would slow it down.
     """
     if workers >= 0:
         return workers
@@ -89,9 +89,9 @@ def worker_count(workers: int, device: str) -> int:
 
 
 def peak_memory(device: str) -> float:
-    """Peak memory of this process so far in bytes, of the GPU or of the machine.
+    """Return the peak memory of this process so far in bytes, on the GPU or on the machine.
 
-    0 where the operating system does not report it.
+    Returns 0 where the operating system does not report it.
     """
     if device == "cuda":
         return float(torch.cuda.max_memory_allocated())

@@ -1,4 +1,4 @@
-"""Versions and machine that a result was measured with."""
+"""Versions of the software and description of the machine, stored with each result."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, with their build."""
+    """Return the versions of Python and of the packages that affect results."""
     packages = ("botvision", "torch", "torchvision", "timm", "lightning")
     imported = {name: str(importlib.import_module(name).__version__) for name in packages}
     return {"python": platform.python_version(), **imported}
 
 
 def machine() -> dict[str, Any]:
-    """The ``cpu`` by name, ``cores`` that this process may use, torch's ``threads``, ``platform``.
+    """Return a description of the machine.
 
-    ``gpu`` is the name of the first GPU that torch can use, or None.
+    Returns:
+        ``cpu`` (name), ``cores`` (available to this process), ``threads`` (of torch), ``gpu`` (name
+        of the first GPU that torch can use, or None) and ``platform``.
     """
     import torch
 

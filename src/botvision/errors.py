@@ -1,15 +1,15 @@
-"""The one exception a user is meant to read."""
+"""The exception for errors that the user can correct."""
 
 
 class UserError(ValueError):
-    """A fault in what the user gave: a file, an argument, a data set.
+    """An error in the input of the user: a file, an argument or a data set.
 
     Args:
-        message: one line: what is wrong and what to do. It names the file, and writes the
-            names of other parameters in backticks, such as "give `eval_steps` too".
-        parameter: name of the parameter at fault, such as ``"image_size"``; ``str()`` begins with
-            it. The command writes ``--image-size`` for it and for the names in backticks.
-        value: what the parameter was given, where the message should repeat it.
+        message: what is wrong and how to correct it, in one line. It names the file. Names of
+            other parameters are in backticks, such as "give `eval_steps` too".
+        parameter: name of the wrong parameter, such as ``"image_size"``. ``str()`` begins with it.
+            The command prints parameters and names in backticks as flags: ``--image-size``.
+        value: the wrong value, if the message should repeat it.
     """
 
     def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:

@@ -1,4 +1,4 @@
-"""From recipes, files and arguments to checked settings; nothing heavy loads here."""
+"""Read and check settings from recipes, files and arguments. Loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def recipe_names(task: Task) -> list[str]:
 
 
 def load_recipe(name: str, task: Task | None = None) -> dict[str, Any]:
-    """The settings of a recipe, to be changed and passed on to ``botvision.train``.
+    """Return the settings of a recipe, which can be changed and passed to ``botvision.train``.
 
     Args:
         name: such as ``"quick"``; see docs/guide.md.
-        task: by default detection, or classification for a recipe that only it has.
+        task: the task of the recipe. By default detection, or classification if only it has a
+            recipe of this name.
 
     Raises:
-        UserError: no such recipe.
+        UserError: there is no such recipe.
     """
     for one in (task,) if task else _TASKS:
         path = RECIPES / one / f"{name}.yaml"
@@ -50,10 +51,10 @@ def load_recipe(name: str, task: Task | None = None) -> dict[str, Any]:
 
 
 def read_settings(path: Path | str) -> dict[str, Any]:
-    """The settings in a YAML file, such as a run's ``config.yaml``.
+    """Read the settings in a YAML file, such as a run's ``config.yaml``.
 
     Raises:
-        UserError: no such file, or it is no YAML mapping.
+        UserError: the file does not exist or does not contain a YAML mapping.
     """
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -69,14 +70,14 @@ def read_settings(path: Path | str) -> dict[str, Any]:
 
 
 def make_config(config: type[ConfigT], *layers: Mapping[str, Any]) -> ConfigT:
-    """A configuration from layers of settings, of which the later beat the earlier.
+    """Build a configuration from layers of settings. Later layers override earlier ones.
 
     Args:
         config: a dataclass of ``botvision.config``.
         layers: settings by name; those of a nested dataclass as a mapping.
 
     Raises:
-        UserError: no such setting, or a value of the wrong type.
+        UserError: a setting does not exist or its value has the wrong type.
     """
     settings: dict[str, Any] = {}
     for layer in layers:
@@ -96,7 +97,7 @@ def make_config(config: type[ConfigT], *layers: Mapping[str, Any]) -> ConfigT:
 
 
 def plain(value: Any) -> Any:
-    """A configuration, or a part of it, as what YAML knows: tuples are lists, paths strings."""
+    """Convert a configuration, or a part of it, to YAML types: lists for tuples, str for paths."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):
@@ -107,7 +108,7 @@ def plain(value: Any) -> Any:
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings are merged; model arguments belong together and are replaced."""
+    """Merge two layers. Detector settings are merged; model arguments are replaced as a whole."""
     merged = dict(one)
     for name, value in other.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
@@ -127,7 +128,7 @@ def _check_names(config: Any, settings: Mapping[str, Any], prefix: str = "") -> 
 
 
 def _fault(error: ArgumentError) -> UserError:
-    """jsonargparse's message, with the setting that it is about as the parameter."""
+    """Convert an error of jsonargparse to a UserError that names the setting."""
     text = " ".join(str(error).split())
     match = re.fullmatch(r'Parser key "([\w.]+)": Expected an? (.+)\. Got value: (.*)', text)
     if match is None:

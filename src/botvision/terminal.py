@@ -1,4 +1,4 @@
-"""Where the library prints what a user may want to read."""
+"""The console that the library prints to."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def terminal(quiet: bool = False) -> Console:
-    """A console that prints text as it is: names in it are no markup, and lines are not cut."""
+    """Return a console that prints text unchanged, without markup and without wrapping."""
     return Console(highlight=False, soft_wrap=True, markup=False, quiet=quiet)

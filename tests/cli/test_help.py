@@ -64,3 +64,14 @@ def test_the_table_of_models_fits_80_columns(capsys, monkeypatch):
     for name in list_models():
         assert f"{name} " in table
     assert "…" not in table
+
+
+@pytest.mark.parametrize("command", [["eval"], ["predict"], *BENCHMARKS], ids=" ".join)
+def test_options_of_the_other_commands_are_in_named_groups(capsys, command):
+    text = help_of(capsys, *command)
+    _, _, rest = text.partition("\noptions:\n")
+    ungrouped, *groups = rest.split("\n\n")
+    assert [line.split()[0] for line in ungrouped.splitlines() if line.startswith("  -")] == ["-h,"]
+    titles = [group.partition(":\n")[0] for group in groups if ":\n" in group]
+    assert "output" in titles
+    assert ("hardware" in titles) == (command != ["bench", "data"])

@@ -8,6 +8,16 @@ from collections.abc import Sequence
 from botvision.bench.config import AttentionBenchConfig, DataBenchConfig, ModelBenchConfig
 from botvision.cli.parsers import Parser, config_parser
 
+GROUPS = {
+    "data and model": [
+        *("images", "image_size", "policy", "jitter", "sizes", "dim", "num_heads", "batch_size"),
+        "impl",
+    ],
+    "measurement": ["mode", "seconds"],
+    "hardware": ["device", "precision", "compile"],
+    "output": ["json", "plot"],
+}
+
 
 def bench_parser() -> Parser:
     """``botvision bench``, with a subcommand per benchmark."""
@@ -19,6 +29,7 @@ def bench_parser() -> Parser:
         ("data", DataBenchConfig, "loading and augmenting images"),
     ):
         subparser = config_parser(config)
+        subparser.set_groups(GROUPS)
         subcommands.add_subcommand(name, subparser, help=text)
         subparser.prog = f"botvision bench {name}"
     return parser

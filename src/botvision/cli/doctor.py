@@ -1,6 +1,6 @@
-"""``botvision doctor``: is everything installed as it should be, and what to do if not?
+"""``botvision doctor``: check the installation and report how to repair it.
 
-Imports nothing heavy at the top: a broken installation is what it is there to describe.
+Heavy imports are inside the functions, because they may fail in a broken installation.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def doctor() -> None:
     """Print versions and devices, and try torchvision's operators.
 
     Raises:
-        UserError: something does not work; the message contains what to do.
+        UserError: a check fails. The message explains how to repair the installation.
     """
     print(f"{'python':18}{platform.python_version()}  {platform.platform()}")
     missing = []

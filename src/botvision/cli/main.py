@@ -62,13 +62,13 @@ def _usage() -> str:
 
 
 def _with_flags(error: UserError, options: set[str]) -> str:
-    """The message of an error in one line, with options of the command for parameters."""
+    """Return the message of an error in one line, with flags for the names of parameters."""
 
     def flag(name: str) -> str | None:
         option = f"--{name.replace('_', '-')}"
         return option if option in options else None
 
-    # One that crossed from a loading process brings its traceback along, the message last.
+    # An error from a data loading process contains its traceback. The message is the last line.
     line = str(error).strip().splitlines()[-1].removeprefix("botvision.errors.UserError: ")
     if error.parameter is not None and (option := flag(error.parameter)):
         line = option + line.removeprefix(error.parameter)

@@ -1,4 +1,4 @@
-"""``botvision models``: the paper's models and their figures."""
+"""``botvision models``: list the paper's models."""
 
 from __future__ import annotations
 

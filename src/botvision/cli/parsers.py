@@ -34,19 +34,19 @@ def _short(value: object) -> str:
 
 
 class Parser(ArgumentParser):
-    """Options with dashes, in groups, and errors of one line."""
+    """Parser with dashed options in titled groups and one-line error messages."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and exit with status 2."""
+        """Print the error in one line and exit with status 2."""
         line = " ".join(str(message).split())
         print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
     def add_train_config(self, config: type) -> None:
-        """Every field of a training's dataclass as an option, DATA as the positional."""
+        """Add every field of a training dataclass as an option, and DATA as a positional."""
         self.add_class_arguments(config, as_group=False, as_positional=True)
         for action in self._actions:
             options = [dashed(option) for option in action.option_strings]
@@ -55,11 +55,11 @@ class Parser(ArgumentParser):
             action.option_strings = options
 
     def set_groups(self, groups: Mapping[str, Sequence[str]]) -> None:
-        """Show options under titles, in this order.
+        """Group the options under titles in the help, in this order.
 
         Args:
-            groups: names of fields by title; those that the parser lacks are skipped. A name with a
-                dot at its end stands for all nested fields.
+            groups: field names by title. Names that the parser does not have are skipped. A name
+                that ends in a dot stands for all nested fields.
         """
         for title, names in groups.items():
             group = self.add_argument_group(title)
@@ -73,14 +73,14 @@ class Parser(ArgumentParser):
                 group._group_actions.append(action)
 
     def options(self) -> set[str]:
-        """All options, such as ``--batch-size``, those of subcommands included."""
+        """Return all options, such as ``--batch-size``, including those of subcommands."""
         parsers = [self]
         if self._subcommands_action is not None:
             parsers += self._subcommands_action.choices.values()
         return {option for parser in parsers for option in parser._option_string_actions}
 
     def given(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """The options that ``arguments`` give, without defaults."""
+        """Parse ``arguments`` and return only the options that they contain, without defaults."""
         return dict(self.parse_args(list(arguments), defaults=False).as_dict())
 
 
@@ -90,12 +90,12 @@ def _names(option: str, name: str) -> bool:
 
 
 def dashed(name: str) -> str:
-    """A field's name as the command writes it."""
+    """Return the name of a field as in its flag, with dashes."""
     return name.replace("_", "-")
 
 
 def config_parser(config: type[Any]) -> Parser:
-    """A parser of the fields of a dataclass, whose docstring is the help.
+    """Build a parser from the fields of a dataclass. Its docstring provides the help.
 
     Positional fields become positional arguments and keyword-only fields become options. A list
     accepts several values, and a bool is a switch.
@@ -112,7 +112,7 @@ def config_parser(config: type[Any]) -> Parser:
 
 
 def _type_settings(field: Field[Any], hint: Any) -> dict[str, Any]:
-    """The arguments of ``add_argument`` that follow from a field's type and default."""
+    """Return the arguments of ``add_argument`` for a field's type and default."""
     settings: dict[str, Any] = {}
     if field.default_factory is not MISSING:
         settings["default"] = field.default_factory()
@@ -128,10 +128,10 @@ def _type_settings(field: Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def take(arguments: Sequence[str], option: str) -> tuple[list[str], list[str]]:
-    """The arguments without ``option``, and its values.
+    """Split arguments into those without ``option``, and the values of ``option``.
 
     Raises:
-        UserError: the option is last, without a value.
+        UserError: the option is the last argument and has no value.
     """
     rest, values = [], []
     remaining = iter(arguments)

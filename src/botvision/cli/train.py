@@ -17,7 +17,7 @@ _DESCRIPTIONS = {
     "folders are in botvision train --task classification --help.",
     "classification": "Train an image classifier on class folders.",
 }
-# Titles of the help, and the settings under each.
+# The settings under each title of the help.
 GROUPS = {
     "settings": ["recipe", "config", "print_config", "seed"],
     "data and augmentation": [
@@ -74,14 +74,14 @@ def train_parser(task: Task = "detection") -> Parser:
 
 
 def task_of_arguments(arguments: Sequence[str]) -> Task:
-    """The task in ``--task``, else the task that DATA is for, else detection."""
+    """Return the task of ``--task``, else the task of DATA, else detection."""
     rest, tasks = take(arguments, "--task")
     if tasks:
         return "classification" if tasks[-1] == "classification" else "detection"
     data = _data(rest)
     if data is None or {"-h", "--help"} & {*arguments}:
         return "detection"
-    from botvision.data.sources import task_of  # Loads NumPy, which --help need not.
+    from botvision.data.sources import task_of  # Loads NumPy, which --help does not need.
 
     return task_of(data)
 
@@ -99,7 +99,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     own = train_parser(task_of_arguments(arguments))
     own.prog, own.epilog = parser.prog, parser.epilog
     printing = "--print-config" in arguments
-    # The settings can be printed without data, and a built-in set need not be opened.
+    # The settings can be printed without data. A built-in set is not opened.
     bare = printing and _data(arguments) is None
     options = parse_train(own, [*(["shapes"] if bare else []), *arguments])
     from botvision.tasks.config import training_config
@@ -116,7 +116,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def _data(arguments: Sequence[str]) -> str | None:
-    """DATA among the arguments."""
+    """Return DATA, the first positional argument, or None."""
     remaining = iter(arguments)
     for argument in remaining:
         if not argument.startswith("-"):

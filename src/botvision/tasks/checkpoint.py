@@ -1,4 +1,4 @@
-"""Saved models: weights in one file with all that is needed to use them."""
+"""Saved models: one file with the weights and the specification of the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from botvision.errors import UserError
 from botvision.models import check_model_args, create_model
 from botvision.training.fsdp import whole_tensors
 
-# Of the fields below, in the metadata of the weights file. Files without one are of version 0.1.
+# Version of the metadata in the weights file. Files of version 0.1 do not contain it.
 SCHEMA = 1
 
 
@@ -40,8 +40,8 @@ SCHEMA = 1
 class DetectorSpec:
     """Specification of a detector: how to build it, and the meaning of its labels.
 
-    ``objects`` names the parts that were given as objects, ``"impl"`` and ``"box_head"``: whoever
-    loads the model has to pass them again, so that a file never decides which code runs.
+    ``objects`` names the parts that were passed as objects, ``"impl"`` and ``"box_head"``. They
+    must be passed again when the model is loaded, so a file never decides which code runs.
     """
 
     model: str
@@ -61,7 +61,7 @@ class DetectorSpec:
         categories: Categories,
         objects: Sequence[str] = (),
     ) -> DetectorSpec:
-        """The spec of the detector that ``config`` trains."""
+        """Return the specification of the detector that ``config`` trains."""
         return cls(
             model=config.model,
             task=task,
@@ -75,7 +75,7 @@ class DetectorSpec:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> DetectorSpec:
-        """From what ``save_model`` wrote of it."""
+        """Create the specification from the metadata that :func:`save_model` wrote."""
         numbers = _tuples(fields["detector"])
         ids, names = (tuple(fields["categories"][key]) for key in ("ids", "names"))
         own = {"detector": DetectorConfig(**numbers), "categories": Categories(ids, names)}
@@ -84,7 +84,7 @@ class DetectorSpec:
     def build(
         self, *, impl: Implementation | None = None, box_head: nn.Module | None = None
     ) -> Detector:
-        """The detector, its weights drawn at random."""
+        """Build the detector with random weights."""
         _check_objects(self.objects, impl=impl, box_head=box_head)
         check_model_args(self.model, self.model_args)
         detector = build_detector(
@@ -122,7 +122,10 @@ class ClassifierSpec:
     def of(
         cls, config: ClassificationConfig, classes: Sequence[str], objects: Sequence[str] = ()
     ) -> ClassifierSpec:
-        """The spec of the classifier that ``config`` trains; size and colors are the model's."""
+        """Return the specification of the classifier that ``config`` trains.
+
+        The image size (by default), mean and standard deviation are those of the model in timm.
+        """
         cfg = timm.get_pretrained_cfg(config.model) or PretrainedCfg()
         return cls(
             model=config.model,
@@ -138,7 +141,7 @@ class ClassifierSpec:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> ClassifierSpec:
-        """From what ``save_model`` wrote of it."""
+        """Create the specification from the metadata that :func:`save_model` wrote."""
         return cls(**_tuples(fields))
 
     def build(
@@ -148,7 +151,7 @@ class ClassifierSpec:
         box_head: nn.Module | None = None,
         regularization: Mapping[str, Any] | None = None,
     ) -> nn.Module:
-        """The classifier, its weights drawn at random; ``regularization`` in timm's words."""
+        """Build the classifier with random weights. ``regularization`` contains timm arguments."""
         _check_objects(self.objects, impl=impl, box_head=box_head)
         check_model_args(self.model, self.model_args)
         try:
@@ -188,18 +191,18 @@ def _with_impl(model_args: dict[str, Any], impl: Implementation | None) -> dict[
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """Lists, which JSON makes of tuples, as tuples."""
+    """Convert lists back to tuples, since JSON stores tuples as lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def save_model(model: nn.Module, spec: ModelSpec, path: Path, writes: bool = True) -> None:
-    """Write the weights as safetensors, the spec as JSON in the file's metadata.
+    """Write the weights as safetensors, with the specification as JSON in the metadata.
 
     Args:
-        model: of several processes all have to call this, since each may have a part of it.
-        spec: its description.
-        path: the file.
-        writes: whether this process is the one that writes.
+        model: model to save. It may be sharded, so every process must call this function.
+        spec: specification of the model.
+        path: file to write.
+        writes: whether this process writes the file.
     """
     text = json.dumps({"schema": SCHEMA, "version": versions()["botvision"], **asdict(spec)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in whole_tensors(model).items()}
@@ -216,16 +219,20 @@ def load_model(
     impl: Implementation | None = None,
     box_head: nn.Module | None = None,
 ) -> tuple[nn.Module, ModelSpec]:
-    """The model of a run folder (its ``best.safetensors``) or of a weights file, in eval mode.
+    """Load a model from a run folder (its ``best.safetensors``) or a weights file.
 
     Args:
-        source: the folder or file.
-        impl: the attention implementation, if the model was trained with an object of your own.
-        box_head: the box head, in the same case; the weights are loaded into it.
+        source: run folder or weights file.
+        impl: attention implementation, required if the model was trained with a custom one.
+        box_head: box head, required if the model was trained with a custom one. The weights are
+            loaded into it.
+
+    Returns:
+        The model in eval mode, and its specification.
 
     Raises:
-        UserError: no such run or file, a file that this library did not write or of a later
-            version, or an object that is missing.
+        UserError: the run or file does not exist, was not written by this library or was written
+            by a later version, or a required object is missing.
     """
     path = Path(source)
     path = path / "best.safetensors" if path.is_dir() else path
@@ -273,5 +280,5 @@ def _spec(fields: dict[str, Any], path: Path) -> ModelSpec:
 
 
 def upgrade_model_args(model_args: dict[str, Any]) -> dict[str, Any]:
-    """Model arguments of version 0.1 in the present words."""
+    """Rename model arguments of version 0.1 to their current names."""
     return {"num_heads" if k == "heads" else k: v for k, v in model_args.items()}

@@ -42,11 +42,11 @@ from botvision.visualize.classes import draw_confusion
 
 
 class ClassificationInference(L.LightningModule):
-    """A classifier under Lightning's validation loop, from uint8 images.
+    """A classifier for Lightning's validation loop. Accepts uint8 images.
 
     Args:
         model: (B, 3, S, S) to logits (B, classes).
-        spec: mean and standard deviation of the colors that it was trained on.
+        spec: specification of the model. Provides the mean and standard deviation of the colors.
     """
 
     def __init__(self, model: nn.Module, spec: ClassifierSpec) -> None:
@@ -57,29 +57,29 @@ class ClassificationInference(L.LightningModule):
             self.register_buffer(name, scaled, persistent=False)
 
     def normalized(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to float32, channels-last, of the mean and deviation of training."""
+        """Normalize uint8 images (B, 3, S, S) to float32, channels-last."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         images = images.contiguous(memory_format=torch.channels_last)
         return (images.float() - mean) / std
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to logits (B, classes), float32."""
+        """Return the logits (B, classes), float32, of uint8 images (B, 3, S, S)."""
         logits: Tensor = self.model(self.normalized(images))
         return logits.float()
 
     def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Logits of a batch."""
+        """Return the logits of a batch."""
         return {"predictions": self.logits(batch[0])}
 
 
 class ClassificationModule(ClassificationInference):
-    """A classifier in training: mixed images, smoothed labels, one cross-entropy.
+    """A classifier in training: cross-entropy with Mixup, CutMix and label smoothing.
 
     Args:
-        model: to train.
-        spec: of the model.
+        model: model to train.
+        spec: specification of the model.
         config: settings of the run.
-        steps: length of the run.
+        steps: number of training steps of the run.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class ClassificationModule(ClassificationInference):
             )
 
     def configure_model(self) -> None:
-        """Shard the model over the processes, if that is wanted."""
+        """Shard the model over the processes if the strategy is fsdp."""
         shard_if_wanted(self, self.model, self.config)
 
     def on_train_batch_start(self, batch: ClassificationBatch, batch_idx: int) -> None:
-        """Seed what is random in the step, so that a resumed run draws the same numbers."""
+        """Seed the random numbers of the step, so that a resumed run draws the same ones."""
         seed_batch(self, self.config, batch_idx)
 
     def training_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Cross-entropy of a batch.
+        """Return the cross-entropy of a batch.
 
         Raises:
             UserError: the loss is not finite.
@@ -131,17 +131,17 @@ class ClassificationModule(ClassificationInference):
 
 
 class ClassificationTraining:
-    """Classification data and settings of one training, read and checked.
+    """The data and checked settings of a classification training run.
 
-    The validation split is ``val`` or, without one, ``test``.
+    The validation split is ``val``, or ``test`` if there is no ``val``.
 
     Args:
         config: settings of the run.
-        data: what ``config.data`` names, or its splits as objects.
-        impl: an attention implementation of the caller's.
+        data: name of the data set, as in ``config.data``, or its splits as objects.
+        impl: custom attention implementation.
 
     Raises:
-        UserError: a fault in the data or the settings.
+        UserError: the data or the settings contain an error.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ClassificationTraining:
                 raise UserError("`mixup`, `cutmix`: pair the images, so `batch_size` is to be even")
 
     def training(self, steps: int, process: Process) -> Training:
-        """Build the classifier and what surrounds it."""
+        """Build the classifier, its data sets and its validation."""
         config = self.config
         torch.manual_seed(config.seed)
         objects = ["impl"] if self.impl is not None else []
@@ -216,7 +216,7 @@ def _validation(
     workers: int,
     process: Process,
 ) -> Validation:
-    """One pass over the chosen images of a split."""
+    """Build the evaluation of the chosen images of a split."""
     evaluator = ClassificationEvaluator(readable_names(spec.classes))
     loader = eval_loader(
         Subset(
@@ -240,10 +240,17 @@ def _validation(
 def classification_pass(
     model: nn.Module, spec: ClassifierSpec, data: ClassificationSource, config: EvaluateConfig
 ) -> EvaluationPass:
-    """The evaluation of a saved classifier on a split.
+    """Build the evaluation of a saved classifier on a split.
+
+    Args:
+        model: the classifier.
+        spec: specification of the classifier.
+        data: name of the data set, or its splits as objects.
+        config: options of the evaluation.
 
     Raises:
-        UserError: a fault in the options, no such split, or other classes than the model's.
+        UserError: an option is invalid, the split does not exist, or its classes differ from those
+            of the model.
     """
     splits = classification_splits(data)
     name = choose_split([*splits], config.split, str(data))

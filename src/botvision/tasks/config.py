@@ -1,4 +1,4 @@
-"""All settings of a training, settled before anything is read or built."""
+"""Resolve all settings of a training run before data is read or a model is built."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from botvision.settings import load_recipe, make_config, read_settings
 from botvision.tasks.checkpoint import upgrade_model_args
 from botvision.training.run import Run
 
-# A YAML file of settings, or the settings.
+# Settings as a YAML file or as a mapping.
 ConfigSource = str | Path | Mapping[str, Any]
 
 
@@ -31,7 +31,7 @@ def settle(
     """``training_config`` with what the machine decides, and this process.
 
     Raises:
-        UserError: a fault in the settings, or what cannot work here.
+        UserError: the settings contain an error or cannot work on this machine.
     """
     layered = training_config(data, recipe=recipe, config=config, resume=resume, settings=settings)
     _check(layered)
@@ -59,7 +59,7 @@ def training_config(
     """All settings of a training, see ``botvision.train``; ``"auto"`` stays.
 
     Raises:
-        UserError: a fault in the settings.
+        UserError: the settings contain an error.
     """
     layers: list[Mapping[str, Any]] = []
     configs = [config] if isinstance(config, str | Path | Mapping) else config or []
@@ -93,7 +93,7 @@ def training_config(
 
 
 def _check(config: TrainConfig) -> None:
-    """Refuse what cannot work on any machine."""
+    """Raise UserError for settings that cannot work on any machine."""
     least = {"batch_size": 1, "max_steps": 0, "accumulate": 1, "devices": 1, "nodes": 1}
     for name, minimum in {**least, "patience": 0, "eval_steps": 0}.items():
         value = getattr(config, name)

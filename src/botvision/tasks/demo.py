@@ -1,4 +1,4 @@
-"""The demo: from nothing to pictures worth showing, on the built-in shapes."""
+"""The demo: train on the built-in shapes, evaluate, and draw the results."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def demo(
     console: Console | None = None,
     **settings: Any,
 ) -> Run:
-    """Train on the built-in shapes, evaluate on others, and draw overlays, curves and attention.
+    """Train on the built-in shapes, evaluate on unseen ones, and draw the results.
 
-    An interrupted demo is resumed; a complete one draws its pictures again.
+    An interrupted demo is resumed. A complete demo only draws its pictures again.
 
     Args:
         out: run folder.
-        data: a built-in set, or other detection data with masks.
+        data: built-in set, or other detection data with masks.
         recipe: name of a recipe.
         console: where to print; the terminal or notebook by default.
         settings: as of ``train``.
@@ -72,7 +72,7 @@ def demo(
 
 
 def _overlays(model: DetectionModel, data: DetectionData, index: int) -> list[Image.Image]:
-    """The image, its ground truth and what the detector finds."""
+    """Return the image, its ground truth and the prediction as pictures."""
     image, objects = data.image(index), data.objects(index)
     whole = CropResizeFlip.fit(*image.size, max(image.size))
     masks, _ = whole.masks([mask for mask in objects.segmentations if mask is not None])
@@ -93,7 +93,7 @@ def _names(model: DetectionModel, category_ids: NDArray[np.int64]) -> list[str]:
 
 
 def _attention(model: DetectionModel, data: DetectionData, index: int) -> Image.Image:
-    """The attention of the cells at the centers of the largest objects, over the whole picture."""
+    """Draw the attention of the positions at the centers of the largest objects."""
     size = model.spec.image_size
     image, objects = data.image(index), data.objects(index)
     fitted = fit_image(image, size)
@@ -111,10 +111,10 @@ def _attention(model: DetectionModel, data: DetectionData, index: int) -> Image.
 
 
 def attention_weights(detector: Detector, image: torch.Tensor) -> NDArray[np.float32]:
-    """The first attention layer's weights for one image as the detector sees it.
+    """Return the attention weights of the first attention layer for one image.
 
     Returns:
-        (heads, H, W, H, W), query first, over the detector's square canvas.
+        (heads, H, W, H, W), float32, over the detector's square canvas. The query axes come first.
     """
     modules = detector.backbone.modules()
     layer = next(module for module in modules if isinstance(module, RelativeAttention2d))

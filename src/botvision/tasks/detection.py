@@ -45,19 +45,19 @@ from botvision.training.loop import Training, Validation
 from botvision.training.optimizer import make_optimizer, seed_batch
 from botvision.visualize.precision_recall import plot_precision_recall
 
-# COCO's metrics rank all detections, so they are kept from a lower score on than for use.
+# COCO metrics rank all detections, so evaluation uses a lower threshold than prediction.
 EVALUATION_THRESHOLD = 0.001
 
 
 class DetectionInference(L.LightningModule):
-    """A detector under Lightning's validation loop.
+    """A detector for Lightning's validation loop.
 
     Args:
-        detector: any.
-        tta: test-time augmentation.
-        batch_size: augmented views at once.
-        score_threshold: detections below it are dropped; the detector's own by default.
-        max_detections: maximum detections per image; the detector's own by default.
+        detector: detector to run.
+        tta: test-time augmentation. By default none.
+        batch_size: number of augmented views per batch.
+        score_threshold: minimum score of a detection. By default the detector's own.
+        max_detections: maximum detections per image. By default the detector's own.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class DetectionInference(L.LightningModule):
 
 
 class DetectionModule(DetectionInference):
-    """A detector in training: losses, the stop on a non-finite one, optimizer and schedule.
+    """A detector in training: loss, check for non-finite losses, optimizer and schedule.
 
     Args:
-        detector: to train.
+        detector: detector to train.
         config: settings of the run.
-        steps: length of the run.
-        data: the training split, for the names of its images.
-        frozen: parts that keep their weights, and their batch norms the statistics.
+        steps: number of training steps of the run.
+        data: training split, used for image names in error messages.
+        frozen: modules whose weights and batch norm statistics stay fixed.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class DetectionModule(DetectionInference):
             part.requires_grad_(False)
 
     def configure_model(self) -> None:
-        """Shard the detector over the processes, if that is wanted."""
+        """Shard the detector over the processes if the strategy is fsdp."""
         shard_if_wanted(self, self.detector, self.config)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what is random inside the model by the step, so a resumed run draws the same."""
+        """Seed the random numbers of the step, so that a resumed run draws the same ones."""
         for part in self.frozen:
             part.eval()
         seed_batch(self, self.config, batch_idx)
@@ -123,7 +123,7 @@ class DetectionModule(DetectionInference):
         """Sum the detector's losses of a batch.
 
         Raises:
-            UserError: the loss is not finite; names the images of the batch.
+            UserError: the loss is not finite. The message names the images of the batch.
         """
         images, targets = batch
         targets = [
@@ -153,16 +153,16 @@ class DetectionModule(DetectionInference):
 
 
 class DetectionTraining:
-    """Detection data and settings of one training, read and checked.
+    """The data and checked settings of a detection training run.
 
     Args:
         config: settings of the run.
-        data: what ``config.data`` names, or its splits as objects.
-        impl: an attention implementation of the caller's.
-        box_head: a box head of the caller's, see ``build_detector``.
+        data: name of the data set, as in ``config.data``, or its splits as objects.
+        impl: custom attention implementation.
+        box_head: custom box head, see ``build_detector``.
 
     Raises:
-        UserError: a fault in the data or the settings.
+        UserError: the data or the settings contain an error.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class DetectionTraining:
         self.impl, self.box_head = impl, box_head
 
     def training(self, steps: int, process: Process) -> Training:
-        """Build the detector and what surrounds it."""
+        """Build the detector, its data sets and its validation."""
         config, masks = self.config, self.task == "segmentation"
         torch.manual_seed(config.seed)
         given = {"impl": self.impl, "box_head": self.box_head}
@@ -243,17 +243,17 @@ class DetectionTraining:
 
 
 def _check(config: DetectionConfig) -> None:
-    """Refuse settings that cannot work."""
+    """Raise UserError for settings that cannot work."""
     if config.image_size % 32 or config.image_size < 64:
         raise UserError(
-            "give a multiple of 32, 64 at least; the pyramid halves the image five times",
+            "give a multiple of 32, at least 64; the pyramid halves the image five times",
             parameter="image_size",
             value=config.image_size,
         )
     if config.compile and config.grad_checkpointing:
         raise UserError(
-            "with `grad_checkpointing`: a compiled backbone chooses itself what it computes again; "
-            "give one of the two",
+            "cannot be combined with `grad_checkpointing`; a compiled backbone already selects "
+            "what to recompute",
             parameter="compile",
         )
     if config.max_instances < 0:
@@ -276,7 +276,7 @@ def _validation(
     process: Process,
     batch_size: int = 1,
 ) -> Validation:
-    """One pass over the chosen images of a split."""
+    """Build the evaluation of the chosen images of a split."""
     ids = [data.image_ids[index] for index in chosen]
     evaluator = CocoEvaluator(
         data, categories, masks=masks, max_detections=max_detections, image_ids=ids
@@ -300,10 +300,17 @@ def _validation(
 def detection_pass(
     detector: Detector, spec: DetectorSpec, data: DetectionSource, config: EvaluateConfig
 ) -> EvaluationPass:
-    """The evaluation of a saved detector on a split.
+    """Build the evaluation of a saved detector on a split.
+
+    Args:
+        detector: the detector.
+        spec: specification of the detector.
+        data: name of the data set, or its splits as objects.
+        config: options of the evaluation.
 
     Raises:
-        UserError: a fault in the options, no such split, or no class in common.
+        UserError: an option is invalid, the split does not exist, or it shares no class with the
+            model.
     """
     threshold = EVALUATION_THRESHOLD if config.score_threshold is None else config.score_threshold
     scales = (1.0,) if config.scales is None else tuple(config.scales)

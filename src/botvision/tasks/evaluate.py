@@ -1,4 +1,4 @@
-"""Evaluate: metrics of a run on a data set."""
+"""Evaluate a run on a data set."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def evaluate(
 ) -> Metrics:
     """Evaluate a run on a split and write ``metrics.json``.
 
-    Of a detector also ``predictions/results.json``, ``predictions/precision_recall.csv`` and
-    ``plots/precision_recall.png``, of a classifier ``predictions/confusion.csv`` and
-    ``plots/confusion.png``. Classes are matched by name, so an annotation file may number them
-    differently.
+    For a detector this also writes ``predictions/results.json``,
+    ``predictions/precision_recall.csv`` and ``plots/precision_recall.png``. For a classifier it
+    writes ``predictions/confusion.csv`` and ``plots/confusion.png``. Classes are matched by name,
+    so their ids in the annotation file may differ from those in training.
 
     Args:
         run: the run or its folder, or its ``best.safetensors``.
@@ -58,8 +58,8 @@ def evaluate(
         The metrics by name.
 
     Raises:
-        UserError: no such run, data or split, no class in common, or an option that cannot work or
-            means nothing for this kind of model.
+        UserError: the run, the data or the split does not exist, the model and the data share no
+            class, or an option is invalid or does not apply to this kind of model.
     """
     config = make_config(EvaluateConfig, options)
     console = console or terminal()

@@ -1,4 +1,4 @@
-"""A saved model, ready to predict."""
+"""Load a saved model and predict with it."""
 
 from __future__ import annotations
 
@@ -40,20 +40,23 @@ def load(
     impl: Implementation | None = None,
     box_head: nn.Module | None = None,
 ) -> DetectionModel | ClassificationModel:
-    """Load the model of a run, or of a ``best.safetensors``.
+    """Load the model of a run or of a weights file.
 
     Args:
-        source: the run or its folder, or the file.
-        device: where it runs.
-        precision: in which it runs, as of a training.
-        impl: the attention implementation, if the model was trained with an object of your own.
-        box_head: the box head, in the same case; the weights are loaded into it.
+        source: run, run folder or ``best.safetensors``.
+        device: device to run on.
+        precision: precision, as in training.
+        impl: attention implementation, required if the model was trained with a custom one.
+        box_head: box head, required if the model was trained with a custom one. The weights are
+            loaded into it.
 
     Returns:
-        A model with ``predict``; ``module`` is the network, ``spec`` its description.
+        A model with the method ``predict``. ``module`` is the network and ``spec`` its
+        specification.
 
     Raises:
-        UserError: no such run or file, one that is not of this library, or an object is missing.
+        UserError: the run or file does not exist or was not written by this library, or a required
+            object is missing.
     """
     device = resolve_device(device)
     dtype = resolve_precision(precision, device)
@@ -71,9 +74,9 @@ class DetectionModel:
 
     Args:
         module: the network, in eval mode.
-        spec: its description, ``spec.categories`` among it.
-        device: where it is.
-        precision: in which it runs.
+        spec: its specification, including ``spec.categories``.
+        device: device of the network.
+        precision: precision of inference.
     """
 
     module: Detector
@@ -93,21 +96,21 @@ class DetectionModel:
         batch_size: int = 1,
         on_error: OnError | None = None,
     ) -> Iterator[DetectionPrediction]:
-        """Detect objects, one image after the other.
+        """Detect objects in images and yield one prediction per image.
 
         Args:
             images: one or several files, folders, PIL images or uint8 (height, width, 3) arrays.
-            score_threshold: detections below it are left out.
-            max_detections: maximum detections per image; by default the model's.
-            flip: test-time augmentation by mirrored images.
-            scales: test-time augmentation at these multiples of the image size.
-            tile: tiled inference, besides the whole image: pixels per side of a tile.
-            batch_size: augmented views at once.
-            on_error: called with the error of an image that cannot be read, which is then left out;
-                without it the error is raised.
+            score_threshold: minimum score of a detection.
+            max_detections: maximum detections per image. By default the model's.
+            flip: test-time augmentation: also run on the mirrored image.
+            scales: test-time augmentation: run at these multiples of the image size.
+            tile: tiled inference: also run on overlapping tiles with this many pixels per side.
+            batch_size: number of augmented views per batch.
+            on_error: called with the error of each unreadable image, which is then skipped. Without
+                it the error is raised.
 
         Raises:
-            UserError: an option that cannot work, or an image that cannot be read.
+            UserError: an option is invalid or an image cannot be read.
         """
         check_batch_size(batch_size)
         check_limits(score_threshold, max_detections)
@@ -157,9 +160,9 @@ class ClassificationModel:
 
     Args:
         module: the network, in eval mode.
-        spec: its description, ``spec.classes`` among it.
-        device: where it is.
-        precision: in which it runs.
+        spec: its specification, including ``spec.classes``.
+        device: device of the network.
+        precision: precision of inference.
     """
 
     module: nn.Module
@@ -199,7 +202,7 @@ class ClassificationModel:
 
 
 def check_batch_size(batch_size: int | None) -> None:
-    """Raise UserError unless at least one image fits a batch; None is a default."""
+    """Raise UserError if the batch size is less than 1. None stands for the default."""
     if batch_size is not None and batch_size < 1:
         raise UserError("must be at least 1", parameter="batch_size", value=batch_size)
 
@@ -207,7 +210,10 @@ def check_batch_size(batch_size: int | None) -> None:
 def read_images(
     images: ImageSource | Iterable[ImageSource], on_error: OnError | None = None
 ) -> Iterator[_Opened]:
-    """The images with their files; those of a folder by their ending, sorted by name."""
+    """Yield the images with their files.
+
+    A folder contributes its files with an image extension, sorted by name.
+    """
     if isinstance(images, str | PathLike | Image.Image | np.ndarray):
         images = [images]
     for source in images:
@@ -262,9 +268,9 @@ def _batches(
     batch_size: int,
     views: Callable[[Image.Image], int] = lambda image: 1,
 ) -> Iterator[list[_Opened]]:
-    """The images in lists that fill a batch by their augmented views.
+    """Group images so that the augmented views of each group fill a batch.
 
-    So that no more large images are held than are needed: one with many tiles is by itself.
+    This limits memory: an image with enough tiles to fill a batch forms a group of its own.
     """
     batch: list[_Opened] = []
     seen = 0

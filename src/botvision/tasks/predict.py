@@ -1,4 +1,4 @@
-"""Predict: pictures of what a model finds in images, and one JSON file."""
+"""Predict on images, and write pictures and a JSON file."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def predict(
     console: Console | None = None,
     **options: Any,
 ) -> Path:
-    """Detect on images, or classify them; write pictures of it and ``predictions.json``.
+    """Detect objects in images or classify them. Writes pictures and ``predictions.json``.
 
-    The JSON is a list with, for each image, ``file``, ``width``, ``height`` and of a detector
-    ``instances``: ``class``, ``category_id`` (of the training data), ``score``, ``bbox`` (x, y,
-    width, height in pixels) and, for a segmentation model, ``segmentation``, in ``mask_format``;
-    of a classifier ``classes``: the five best, each with ``class`` and ``probability``.
+    The JSON is a list with one entry per image: ``file``, ``width`` and ``height``. For a detector
+    an entry also contains ``instances``, each with ``class``, ``category_id`` (of the training
+    data), ``score`` and ``bbox`` (x, y, width, height in pixels). Instances of a segmentation model
+    also contain ``segmentation``, in ``mask_format``. For a classifier an entry contains
+    ``classes``, the five best, each with ``class`` and ``probability``.
 
     Args:
         run: the run or its folder, or its ``best.safetensors``.
@@ -53,11 +54,11 @@ def predict(
         options: of ``botvision.config.PredictConfig``.
 
     Returns:
-        The folder.
+        The folder with the results.
 
     Raises:
-        UserError: no such run; an option that cannot work, or means nothing for this kind of model;
-            or images that cannot be read, after the others were done.
+        UserError: the run does not exist, or an option is invalid or does not apply to this kind of
+            model. If images cannot be read, the error is raised after all others are processed.
     """
     config = make_config(PredictConfig, options)
     console = console or terminal()
@@ -89,7 +90,7 @@ def _detect(
     unread: list[UserError],
     console: Console,
 ) -> list[dict[str, Any]]:
-    """The instances of every image, and a picture of each in ``folder``."""
+    """Return the instances of every image, and write one picture per image to ``folder``."""
     predictions = model.predict(
         images,
         score_threshold=0.5 if config.score_threshold is None else config.score_threshold,
@@ -141,7 +142,7 @@ def _classify(
     unread: list[UserError],
     console: Console,
 ) -> list[dict[str, Any]]:
-    """The best classes of every image, and a sheet of the first 24: ``predictions.png``."""
+    """Return the best classes of every image, and write ``predictions.png`` with the first 24."""
     predictions = model.predict(images, batch_size=config.batch_size, on_error=unread.append)
     folder.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
@@ -183,5 +184,5 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 
 def _counts(names: list[str]) -> str:
-    """Such as `2 circle, 1 square`."""
+    """Count the names, such as `2 circle, 1 square`."""
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"

@@ -1,4 +1,4 @@
-"""Predictions for one image. They need NumPy only, so they can be used without torch."""
+"""Predictions for one image. They require only NumPy, not torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Prediction:
     """Base class of the predictions of both tasks.
 
     Args:
-        file: of the image; None for one that was given as pixels.
+        file: image file. None for an image that was passed as pixels.
         size: width and height in pixels.
-        pixels: the image, where it did not come from a file.
+        pixels: the image, if it was not read from a file.
     """
 
     file: Path | None
@@ -32,7 +32,7 @@ class Prediction:
 
     @property
     def image(self) -> Image.Image:
-        """The RGB image, read again if it came from a file."""
+        """The RGB image. An image from a file is read again."""
         if self.pixels is not None:
             return self.pixels
         assert self.file is not None
@@ -41,15 +41,15 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionPrediction(Prediction):
-    """The n objects found in one image, the best first.
+    """The n objects detected in one image, sorted by descending score.
 
     Args:
         boxes: (n, 4) float64, xyxy in pixels of the image.
         scores: (n,) float32.
-        class_ids: (n,) int64, places in the model's classes, from 0.
+        class_ids: (n,) int64, zero-based indices into the classes of the model.
         categories: the model's classes.
-        box_masks: (n, 28, 28) float32, probabilities inside the boxes; None of a model without
-            masks.
+        box_masks: (n, 28, 28) float32, mask probabilities inside the boxes. None for a model
+            without masks.
     """
 
     boxes: NDArray[np.float64]
@@ -68,7 +68,10 @@ class DetectionPrediction(Prediction):
 
     @property
     def masks(self) -> NDArray[np.bool_] | None:
-        """(n, height, width), pasted into the image now; None of a model without masks."""
+        """Masks in the image, (n, height, width). None for a model without masks.
+
+        They are computed at each access.
+        """
         if self.box_masks is None:
             return None
         masks = np.zeros((len(self), *self.size[::-1]), np.bool_)
@@ -84,13 +87,13 @@ class DetectionPrediction(Prediction):
         return whole
 
     def polygons(self, index: int) -> list[list[float]]:
-        """The outer contours of an object's mask, see ``mask_polygons``."""
+        """Return the outer contours of an object's mask, see ``mask_polygons``."""
         if self.box_masks is None:
             raise UserError("the model has no masks; train it with the task segmentation")
         return mask_polygons(self.box_masks[index], self.boxes[index], self.size[::-1])
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """COCO's result format, with the category ids of the training data and masks as RLE."""
+        """Convert to COCO's result format, with category ids of the training data and RLE masks."""
         results = []
         for index, (left, top, right, bottom) in enumerate(self.boxes.tolist()):
             result: dict[str, Any] = {
@@ -107,7 +110,7 @@ class DetectionPrediction(Prediction):
         return results
 
     def to_supervision(self) -> Any:
-        """``supervision.Detections``, with the class names in ``data["class_name"]``.
+        """Convert to ``supervision.Detections``, with class names in ``data["class_name"]``.
 
         Raises:
             UserError: supervision is not installed.
@@ -121,7 +124,7 @@ class DetectionPrediction(Prediction):
         )
 
     def draw(self) -> Image.Image:
-        """The image with boxes, names, scores and masks over it."""
+        """Draw boxes, class names, scores and masks over the image."""
         from botvision.visualize.overlays import draw_instances  # Loads matplotlib.
 
         masks = None
@@ -133,23 +136,23 @@ class DetectionPrediction(Prediction):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationPrediction(Prediction):
-    """The classes of one image.
+    """The class probabilities of one image.
 
     Args:
         probabilities: (classes,) float32, in the order of ``classes``.
-        classes: names.
+        classes: class names.
     """
 
     probabilities: NDArray[np.float32]
     classes: tuple[str, ...]
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """Names and probabilities of the best classes, the best first."""
+        """Return the ``count`` most probable classes and their probabilities, best first."""
         best = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.classes[k], float(self.probabilities[k])) for k in best]
 
     def to_supervision(self) -> Any:
-        """``supervision.Classifications``.
+        """Convert to ``supervision.Classifications``.
 
         Raises:
             UserError: supervision is not installed.
@@ -159,7 +162,7 @@ class ClassificationPrediction(Prediction):
         )
 
     def draw(self) -> Image.Image:
-        """The image over a bar for each of the five best classes."""
+        """Draw the image above a bar chart of the five most probable classes."""
         from botvision.visualize.classes import prediction_sheet  # Loads matplotlib.
 
         return prediction_sheet([self.image], [self.top()])

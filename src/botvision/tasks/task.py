@@ -21,17 +21,17 @@ from botvision.training.loop import Training, Validation
 
 
 class Task(Protocol):
-    """The data and settings of one training, read and checked."""
+    """The data and checked settings of a training run."""
 
     images: int
     """Number of training images."""
 
     @property
     def config(self) -> TrainConfig:
-        """The settings, with what the data decides."""
+        """The settings, including those that depend on the data."""
 
     def training(self, steps: int, process: Process) -> Training:
-        """Build the model and what surrounds it, for a run of ``steps`` steps."""
+        """Build the model, its data sets and its validation for a run of ``steps`` steps."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class EvaluationPass:
     """An evaluation of a saved model, ready to run.
 
     Args:
-        module: the model under Lightning's validation loop.
-        validation: the split.
-        summary: lines about the data, the first about its images.
+        module: the model as a Lightning module.
+        validation: data loader and evaluator of the split.
+        summary: lines that describe the data. The first describes its images.
     """
 
     module: L.LightningModule
@@ -50,10 +50,15 @@ class EvaluationPass:
 
 
 def choose_split(splits: Sequence[str], wanted: str | None, data: str) -> str:
-    """The split to evaluate: the wanted one, by default val, else test, else the first.
+    """Return the split to evaluate. By default val, else test, else the first.
+
+    Args:
+        splits: names of the splits of the data.
+        wanted: requested split, or None for the default.
+        data: name of the data, for the error message.
 
     Raises:
-        UserError: the data has no such split.
+        UserError: the data does not contain the requested split.
     """
     if wanted is None:
         return next(name for name in ("val", "test", *splits) if name in splits)
@@ -65,7 +70,7 @@ def choose_split(splits: Sequence[str], wanted: str | None, data: str) -> str:
 def refuse_options_of_the_other_task(
     config: EvaluateConfig | PredictConfig, task: str, run: str
 ) -> None:
-    """Raise UserError if an option is given that means nothing for the task of ``run``."""
+    """Raise UserError if an option is set that does not apply to the task of ``run``."""
     classifies = task == "classification"
     kind = "detectors" if classifies else "classifiers"
     options: tuple[str, ...] = DETECTION_OPTIONS if classifies else CLASSIFICATION_OPTIONS
@@ -78,5 +83,5 @@ def refuse_options_of_the_other_task(
 
 
 def refuse_option(name: str, kind: str, run: str) -> None:
-    """Raise UserError: the option is only for models of a kind that ``run`` is not."""
+    """Raise UserError: the option applies only to a kind of model that ``run`` is not."""
     raise UserError(f"is for {kind} only, which {run} is not; leave it out", parameter=name)

@@ -1,4 +1,4 @@
-"""Train: from a data set to a run folder."""
+"""Train a model on a data set and write a run folder."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def train(
 ) -> Run:
     """Train a model, evaluate it on the validation split if there is one, and write the run.
 
-    Later beats earlier: the defaults, the recipe, the config, the settings; when resuming, the
-    run's own config replaces the recipe. The task follows from the data, or is given as
-    ``task``.
+    Settings override the config, the config overrides the recipe, and the recipe overrides the
+    defaults. When resuming, the run's own config replaces the recipe. The task is inferred from the
+    data unless ``task`` is set.
 
     Args:
         data: a folder, an archive or a built-in set, see docs/guide.md; or the splits as objects,
@@ -62,7 +62,8 @@ def train(
         The run, with ``path``, ``metrics`` and ``history``.
 
     Raises:
-        UserError: a fault in the data, the settings or the weights file, or a non-finite loss.
+        UserError: the data, the settings or the weights file contain an error, or the loss is not
+            finite.
     """
     settled, process = settle(data, recipe=recipe, config=config, resume=resume, settings=settings)
     console = console or terminal(quiet=process.rank > 0)
