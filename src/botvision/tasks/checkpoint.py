@@ -75,7 +75,7 @@ class DetectorSpec:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> DetectorSpec:
-        """Create the specification from the metadata that :func:`save_model` wrote."""
+        """Create the specification from the metadata that ``save_model`` wrote."""
         numbers = _tuples(fields["detector"])
         ids, names = (tuple(fields["categories"][key]) for key in ("ids", "names"))
         own = {"detector": DetectorConfig(**numbers), "categories": Categories(ids, names)}
@@ -141,7 +141,7 @@ class ClassifierSpec:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> ClassifierSpec:
-        """Create the specification from the metadata that :func:`save_model` wrote."""
+        """Create the specification from the metadata that ``save_model`` wrote."""
         return cls(**_tuples(fields))
 
     def build(
