@@ -128,7 +128,7 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
         (["--weights", "nowhere.pth"], "nowhere.pth: no such weights file"),
         (
             ["--compile", "true", "--grad-checkpointing", "true"],
-            "--compile: with --grad-checkpointing",
+            "--compile: cannot be combined with --grad-checkpointing",
         ),
     ],
 )
