@@ -115,7 +115,9 @@ def test_what_is_no_image(model, images, tmp_path):
     assert [p.file for p in found] == [images[0]]
     assert len(errors) == 2
     for array in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)):
-        with pytest.raises(UserError, match=r"images: an array of .*give RGB pixels"):
+        with pytest.raises(
+            UserError, match=r"images: an array must contain RGB pixels.* of shape \("
+        ):
             list(model.predict(array))
 
 
@@ -158,8 +160,8 @@ def test_recipes_are_plain_settings():
         ({"norm": "group"}, r"norm group: expected one of \['plain', 'sync', 'frozen'\]"),
         ({"recipe": "best"}, "recipe best: no such recipe for detection"),
         ({"config": "no.yaml"}, "config no.yaml: no such file"),
-        ({"resume": True}, "resume: needs `out`"),
-        ({"image_size": 100}, "image_size 100: give a multiple of 32"),
+        ({"resume": True}, "resume: requires `out`"),
+        ({"image_size": 100}, "image_size 100: must be a multiple of 32"),
     ],
 )
 def test_wrong_settings_name_the_parameter(tiny_data, settings, message):

@@ -141,9 +141,9 @@ def test_the_ground_truth_of_an_object_dataset_is_its_objects(run):
 
 
 def test_loading_asks_for_the_objects_again(run):
-    with pytest.raises(UserError, match="impl: the model was trained with an object of your own"):
+    with pytest.raises(UserError, match="impl: the model was trained with a custom object; pass"):
         botvision.load(run, box_head=ConvBoxHead())
-    with pytest.raises(UserError, match="box_head: the model was trained with an object"):
+    with pytest.raises(UserError, match="box_head: the model was trained with a custom object"):
         botvision.load(run, impl=IMPLEMENTATION)
     head = ConvBoxHead()
     before = head.conv.weight.detach().clone()
@@ -235,7 +235,7 @@ def test_a_classifier_takes_data_an_implementation_and_an_evaluator(tmp_path):
     model = botvision.load(run, impl=IMPLEMENTATION, device="cpu", precision="32")
     (prediction,) = model.predict([TwoColors(1)[0][0]])
     assert {name for name, _ in prediction.top()} == {"red", "blue"}
-    with pytest.raises(UserError, match="box_head: is for detectors only"):
+    with pytest.raises(UserError, match="box_head: applies only to detectors"):
         botvision.train(
             {"train": TwoColors(6)}, box_head=ConvBoxHead(), out=tmp_path / "x", **SMALL
         )

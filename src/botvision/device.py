@@ -33,7 +33,9 @@ def resolve_device(device: Device) -> Device:
         return next(name for name, there in available.items() if there)
     if not available[device]:
         raise UserError(
-            "not available here; `botvision doctor` says why", parameter="device", value=device
+            "not available on this machine; run `botvision doctor` to see the reason",
+            parameter="device",
+            value=device,
         )
     return device
 

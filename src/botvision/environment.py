@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    # Linux leaves platform.processor() empty or names the architecture alone.
+    # On Linux, platform.processor() is empty or only the architecture.
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -5,11 +5,11 @@ class UserError(ValueError):
     """An error in the input of the user: a file, an argument or a data set.
 
     Args:
-        message: what is wrong and how to correct it, in one line. It names the file. Names of
-            other parameters are in backticks, such as "give `eval_steps` too".
+        message: what is wrong and how to correct it, in one line. It names the file, if there is
+            one. Names of other parameters are in backticks, such as "requires `eval_steps`".
         parameter: name of the wrong parameter, such as ``"image_size"``. ``str()`` begins with it.
-            The command prints parameters and names in backticks as flags: ``--image-size``.
-        value: the wrong value, if the message should repeat it.
+            The command prints it, and names in backticks, as flags, such as ``--image-size``.
+        value: the wrong value, if the message should contain it.
     """
 
     def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:

@@ -1,4 +1,4 @@
-"""Read and check settings from recipes, files and arguments. Loads nothing heavy."""
+"""Read and check settings from recipes, files and arguments. Imports no heavy libraries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TASKS: tuple[Task, ...] = ("detection", "classification")
 
 
 def recipe_names(task: Task) -> list[str]:
-    """Names of the recipes for a task."""
+    """Return the names of the recipes for a task, sorted."""
     return sorted(path.stem for path in (RECIPES / task).glob("*.yaml"))
 
 
@@ -30,9 +30,12 @@ def load_recipe(name: str, task: Task | None = None) -> dict[str, Any]:
     """Return the settings of a recipe, which can be changed and passed to ``botvision.train``.
 
     Args:
-        name: such as ``"quick"``; see docs/guide.md.
-        task: the task of the recipe. By default detection, or classification if only it has a
-            recipe of this name.
+        name: name of the recipe, such as ``"quick"``, see docs/guide.md.
+        task: task of the recipe. By default detection, or classification if only classification
+            has a recipe of this name.
+
+    Returns:
+        The settings by name.
 
     Raises:
         UserError: there is no such recipe.
@@ -63,9 +66,9 @@ def read_settings(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{reason}", parameter="config", value=path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: is not YAML ({reason}); correct the file") from error
+        raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: holds no settings; write lines such as `batch_size`: 8")
+        raise UserError(f"{path}: contains no settings; write lines such as 'batch_size: 8'")
     return {k: v for k, v in settings.items() if k not in ("resolved", "versions")}
 
 
@@ -74,7 +77,10 @@ def make_config(config: type[ConfigT], *layers: Mapping[str, Any]) -> ConfigT:
 
     Args:
         config: a dataclass of ``botvision.config``.
-        layers: settings by name; those of a nested dataclass as a mapping.
+        layers: settings by name. The settings of a nested dataclass are a mapping.
+
+    Returns:
+        The configuration.
 
     Raises:
         UserError: a setting does not exist or its value has the wrong type.
@@ -97,7 +103,10 @@ def make_config(config: type[ConfigT], *layers: Mapping[str, Any]) -> ConfigT:
 
 
 def plain(value: Any) -> Any:
-    """Convert a configuration, or a part of it, to YAML types: lists for tuples, str for paths."""
+    """Convert a configuration or a part of it to YAML types.
+
+    Tuples become lists, paths become strings, and dataclasses become dictionaries.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):
@@ -108,7 +117,7 @@ def plain(value: Any) -> Any:
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two layers. Detector settings are merged; model arguments are replaced as a whole."""
+    """Merge two layers. Detector settings are merged, model arguments are replaced as a whole."""
     merged = dict(one)
     for name, value in other.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)

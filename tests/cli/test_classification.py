@@ -184,7 +184,7 @@ def test_a_detectors_flag_is_refused(run, data, capsys, flags):
         with pytest.raises(SystemExit) as stopped:
             main([*command, *flags])
         assert stopped.value.code == 2
-        line = f"{flags[0]}: is for detectors only, which {run} is not; leave it out"
+        line = f"{flags[0]}: applies only to detectors; leave it out for {run}"
         assert line in capsys.readouterr().err
 
 
@@ -315,9 +315,9 @@ def test_position_tables_and_norms_decay_only_when_asked(data, everything):
     [
         (
             ["--batch-size", "5", "--accumulate", "2"],
-            "--batch-size 5: is the global batch size, split into 2",
+            "--batch-size 5: must be a multiple of 2; the global batch size is split into",
         ),
-        (["--mixup", "0.2", "--batch-size", "3"], "--batch-size is to be even"),
+        (["--mixup", "0.2", "--batch-size", "3"], "a --batch-size that is a multiple of 2"),
         (["--jitter", "[1, 2]"], "jitter"),
         (["--recipe", "demo"], "--recipe demo: no such recipe for classification"),
         (["--model-args", "{layers: 3}"], "--model botnet50_s1: cannot be built"),

@@ -91,7 +91,7 @@ def test_every_recipe_parses(name):
             ["predict", "nowhere", "a.jpg", "--batch-size", "0"],
             "--batch-size 0: must be at least 1",
         ),
-        (["train", "shapes", "--resume"], "--resume: needs --out"),
+        (["train", "shapes", "--resume"], "--resume: requires --out"),
         (["fly"], "no command is named 'fly'; choose one of train"),
     ],
 )
@@ -102,12 +102,12 @@ def test_wrong_input_is_one_line(capsys, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image-size", "100"], "--image-size 100: give a multiple of 32"),
+        (["--image-size", "100"], "--image-size 100: must be a multiple of 32"),
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--norm", "sync", "--device", "cpu"], "--norm sync: torch synchronizes batch norm"),
         (["--model", "botnet51"], "no model is named 'botnet51'; did you mean"),
         (["--weights", "no.pth"], "no.pth: no such weights file"),
-        (["--device", "cuda"], "--device cuda: not available here"),
+        (["--device", "cuda"], "--device cuda: not available on this machine"),
     ],
 )
 def test_wrong_settings_are_one_line(capsys, monkeypatch, tiny_data, tmp_path, arguments, message):
@@ -224,7 +224,7 @@ def test_eval_writes_the_curves_that_ap_is_the_mean_of(capsys, tiny_run, tiny_da
 
 def test_eval_says_which_splits_there_are(capsys, tiny_run, tiny_data):
     line = fail(capsys, "eval", tiny_run, tiny_data, "--split", "test")
-    assert "--split test" in line and "has only train, val" in line
+    assert "--split test" in line and "choose one of train, val" in line
 
 
 def test_eval_of_no_images_is_an_error(capsys, tiny_run, tiny_data):
@@ -243,7 +243,7 @@ def test_max_detections(capsys, tiny_run, tiny_data, tmp_path):
 
 def test_a_classifiers_flag_is_refused_for_a_detector(capsys, tiny_run, tiny_data):
     line = fail(capsys, "eval", tiny_run, tiny_data, "--image-size", "96")
-    assert f"--image-size: is for classifiers only, which {tiny_run} is not; leave it out" in line
+    assert f"--image-size: applies only to classifiers; leave it out for {tiny_run}" in line
 
 
 def test_a_broken_training_image_is_named(capsys, tiny_data, tmp_path):
@@ -289,7 +289,7 @@ def test_detection_data_trains_faster_rcnn(capsys, tiny_data, tmp_path):
     assert "bbox" in metrics and "segm" not in metrics
     image = data / "val" / "000000.jpg"
     line = fail(capsys, "predict", tmp_path / "run", image, "--mask-format", "polygon")
-    assert "--mask-format: is for segmentation models only" in line
+    assert "--mask-format: applies only to segmentation models" in line
     line = fail(
         capsys, "train", data, *arguments[:-1], tmp_path / "other", "--task", "segmentation"
     )

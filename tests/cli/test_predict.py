@@ -72,7 +72,7 @@ def test_predict_finds_what_eval_finds(capsys, tiny_run, tiny_data, tmp_path):
         arguments = ["predict", tiny_run, tiny_data / "val", "--out", out, *views, *threshold]
         text = run(capsys, *arguments, "--batch-size", batch_size)
         assert "images per second (reading, detecting and encoding masks, without drawing)" in text
-        assert "(all that max_detections keeps)" in text
+        assert "(limited by max_detections)" in text
         files = [entry["file"] for entry in listed(out)]
         assert files == [str(tiny_data / "val" / f"{n:06}.jpg") for n in range(4)]
         instances = [instance for entry in listed(out) for instance in entry["instances"]]

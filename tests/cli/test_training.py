@@ -116,7 +116,7 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--patience", 2], "--patience: counts evaluations: give --eval-steps too"),
+        (["--patience", 2], "--patience: requires --eval-steps, because it counts evaluations"),
         (["--max-steps", -1], "--max-steps -1: must be at least 0"),
         (["--max-instances", -1], "--max-instances -1: must be at least 1, or 0 for all"),
         (["--freeze-stages", 7], "--freeze-stages 7: give 0 to 5"),

@@ -98,10 +98,10 @@ def test_a_saved_model_comes_back_whole(tmp_path):
 
 
 def test_what_is_no_saved_model(tmp_path):
-    with pytest.raises(UserError, match=r"best.safetensors: no such weights"):
+    with pytest.raises(UserError, match=r"best.safetensors: no such weights file"):
         load_model(tmp_path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"other.safetensors: no botvision model"):
+    with pytest.raises(UserError, match=r"other.safetensors: not a botvision model"):
         load_model(tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("text")
     with pytest.raises(UserError, match=r"text.safetensors: not a safetensors file"):

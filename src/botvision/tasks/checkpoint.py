@@ -40,8 +40,16 @@ SCHEMA = 1
 class DetectorSpec:
     """Specification of a detector: how to build it, and the meaning of its labels.
 
-    ``objects`` names the parts that were passed as objects, ``"impl"`` and ``"box_head"``. They
-    must be passed again when the model is loaded, so a file never decides which code runs.
+    Args:
+        model: name of the backbone.
+        task: ``"segmentation"`` (with masks) or ``"detection"``.
+        image_size: side of the square input in pixels.
+        norm: batch norm, see ``PyramidBackbone``.
+        model_args: further arguments of the backbone.
+        detector: settings of the detector.
+        categories: ids and names of the classes. Label k of the detector is entry k - 1.
+        objects: names of the parts that were passed as objects: ``"impl"``, ``"box_head"``. They
+            must be passed again when the model is loaded, so a file never decides which code runs.
     """
 
     model: str
@@ -61,7 +69,17 @@ class DetectorSpec:
         categories: Categories,
         objects: Sequence[str] = (),
     ) -> DetectorSpec:
-        """Return the specification of the detector that ``config`` trains."""
+        """Return the specification of the detector that ``config`` trains.
+
+        Args:
+            config: settings of the run.
+            task: the task, since ``config.task`` may be None.
+            categories: ids and names of the classes.
+            objects: names of the parts that were passed as objects.
+
+        Returns:
+            The specification.
+        """
         return cls(
             model=config.model,
             task=task,
@@ -84,7 +102,19 @@ class DetectorSpec:
     def build(
         self, *, impl: Implementation | None = None, box_head: nn.Module | None = None
     ) -> Detector:
-        """Build the detector with random weights."""
+        """Build the detector with random weights.
+
+        Args:
+            impl: custom attention implementation, required if ``objects`` contains it.
+            box_head: custom box head, required if ``objects`` contains it.
+
+        Returns:
+            The detector, channels-last, in training mode.
+
+        Raises:
+            UserError: an object is missing or was not used in training, or an argument of the
+                model is invalid.
+        """
         _check_objects(self.objects, impl=impl, box_head=box_head)
         check_model_args(self.model, self.model_args)
         detector = build_detector(
@@ -104,7 +134,17 @@ class DetectorSpec:
 class ClassifierSpec:
     """Specification of a classifier: how to build it, its input, and the meaning of its outputs.
 
-    ``objects`` is as in ``DetectorSpec``.
+    Args:
+        model: name of the model.
+        image_size: side of the square input in pixels.
+        norm: batch norm. ``"frozen"`` keeps statistics and affine parameters fixed.
+        model_args: further arguments of the model.
+        classes: class names, in the order of the logits.
+        mean: mean of each color channel, for values in [0, 1].
+        std: standard deviation of each color channel, for values in [0, 1].
+        crop_share: fraction of the shorter side of an image that the center crop covers.
+        task: always ``"classification"``.
+        objects: names of the parts that were passed as objects, as in ``DetectorSpec``.
     """
 
     model: str
@@ -124,7 +164,16 @@ class ClassifierSpec:
     ) -> ClassifierSpec:
         """Return the specification of the classifier that ``config`` trains.
 
-        The image size (by default), mean and standard deviation are those of the model in timm.
+        Mean and standard deviation are those of the model in timm. So is the image size if the
+        config does not set it.
+
+        Args:
+            config: settings of the run.
+            classes: class names, in the order of the logits.
+            objects: names of the parts that were passed as objects.
+
+        Returns:
+            The specification.
         """
         cfg = timm.get_pretrained_cfg(config.model) or PretrainedCfg()
         return cls(
@@ -151,7 +200,20 @@ class ClassifierSpec:
         box_head: nn.Module | None = None,
         regularization: Mapping[str, Any] | None = None,
     ) -> nn.Module:
-        """Build the classifier with random weights. ``regularization`` contains timm arguments."""
+        """Build the classifier with random weights.
+
+        Args:
+            impl: custom attention implementation, required if ``objects`` contains it.
+            box_head: must be None, since a classifier has no box head.
+            regularization: timm arguments that apply to training only, such as ``drop_rate``.
+
+        Returns:
+            The classifier, channels-last, in training mode.
+
+        Raises:
+            UserError: an object is missing or was not used in training, or the model cannot be
+                built with these arguments.
+        """
         _check_objects(self.objects, impl=impl, box_head=box_head)
         check_model_args(self.model, self.model_args)
         try:
@@ -180,10 +242,12 @@ def _check_objects(wanted: Sequence[str], **given: object) -> None:
     for name, value in given.items():
         if name in wanted and value is None:
             raise UserError(
-                "the model was trained with an object of your own; give it again", parameter=name
+                "the model was trained with a custom object; pass the same object", parameter=name
             )
         if name not in wanted and value is not None:
-            raise UserError("the model was trained without one; leave it out", parameter=name)
+            raise UserError(
+                "the model was trained without a custom object; leave it out", parameter=name
+            )
 
 
 def _with_impl(model_args: dict[str, Any], impl: Implementation | None) -> dict[str, Any]:
@@ -238,8 +302,8 @@ def load_model(
     path = path / "best.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"{path}: no such weights; give a run folder that `botvision train` has finished, or "
-            "its best.safetensors"
+            f"{path}: no such weights file; give the folder of a completed run, or its "
+            "best.safetensors"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -248,8 +312,8 @@ def load_model(
         raise UserError(f"{path}: not a safetensors file; give a run's best.safetensors") from error
     if text is None:
         raise UserError(
-            f"{path}: no botvision model, its metadata does not describe one; give a run's "
-            "best.safetensors, or start a training from the file with `weights`"
+            f"{path}: not a botvision model, its metadata contains no specification; give a run's "
+            "best.safetensors, or use the file as initial weights with `weights`"
         )
     spec = _spec(json.loads(text), path)
     model = spec.build(impl=impl, box_head=box_head)
@@ -257,7 +321,7 @@ def load_model(
         model.load_state_dict(load_file(path))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: its weights do not fit its description ({reason})") from error
+        raise UserError(f"{path}: the weights do not match the specification ({reason})") from error
     return model.eval(), spec
 
 
@@ -265,7 +329,8 @@ def _spec(fields: dict[str, Any], path: Path) -> ModelSpec:
     schema = fields.pop("schema", 0)
     if schema > SCHEMA:
         raise UserError(
-            f"{path}: written by a later version of botvision ({fields.get('version')}); upgrade"
+            f"{path}: written by a later version of botvision ({fields.get('version')}); upgrade "
+            "botvision"
         )
     try:
         del fields["version"]
@@ -275,7 +340,7 @@ def _spec(fields: dict[str, Any], path: Path) -> ModelSpec:
         return (ClassifierSpec if classifies else DetectorSpec).from_fields(fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: its description of the model is damaged ({error}); save the model again"
+            f"{path}: the specification of the model is damaged ({error}); save the model again"
         ) from error
 
 

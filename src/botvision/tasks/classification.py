@@ -162,7 +162,10 @@ class ClassificationTraining:
         if config.mixup or config.cutmix:
             parts = config.accumulate * config.devices * config.nodes
             if config.batch_size // parts % 2:
-                raise UserError("`mixup`, `cutmix`: pair the images, so `batch_size` is to be even")
+                raise UserError(
+                    "`mixup` and `cutmix` pair the images of each micro-batch; give a "
+                    f"`batch_size` that is a multiple of {2 * parts}"
+                )
 
     def training(self, steps: int, process: Process) -> Training:
         """Build the classifier, its data sets and its validation."""
@@ -247,6 +250,9 @@ def classification_pass(
         spec: specification of the classifier.
         data: name of the data set, or its splits as objects.
         config: options of the evaluation.
+
+    Returns:
+        The evaluation, ready to run.
 
     Raises:
         UserError: an option is invalid, the split does not exist, or its classes differ from those

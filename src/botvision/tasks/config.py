@@ -28,7 +28,20 @@ def settle(
     resume: bool,
     settings: Mapping[str, Any],
 ) -> tuple[TrainConfig, Process]:
-    """``training_config`` with what the machine decides, and this process.
+    """Resolve the settings of a training run on this machine.
+
+    This selects the device, the precision and the run folder where the settings leave them open.
+
+    Args:
+        data: data of ``botvision.train``: a name, a path, or the splits as objects.
+        recipe: name of a recipe.
+        config: settings as a YAML file or a mapping, or several of them. Later ones override
+            earlier ones.
+        resume: whether the run in ``settings["out"]`` is continued.
+        settings: settings by name. They override ``config`` and ``recipe``.
+
+    Returns:
+        The settings, without ``"auto"`` for the device and the precision, and this process.
 
     Raises:
         UserError: the settings contain an error or cannot work on this machine.
@@ -39,7 +52,8 @@ def settle(
     device = resolve_device(layered.device)
     if layered.norm == "sync" and device != "cuda":
         raise UserError(
-            f"torch synchronizes batch norm over GPUs only, not on {device}; use plain or frozen",
+            f"torch synchronizes batch norm on GPUs only, and the device is {device}; use plain or "
+            "frozen",
             parameter="norm",
             value="sync",
         )
@@ -56,7 +70,18 @@ def training_config(
     resume: bool = False,
     settings: Mapping[str, Any],
 ) -> TrainConfig:
-    """All settings of a training, see ``botvision.train``; ``"auto"`` stays.
+    """Merge and check the settings of a training run. ``"auto"`` is not resolved.
+
+    Args:
+        data: data of ``botvision.train``: a name, a path, or the splits as objects.
+        recipe: name of a recipe.
+        config: settings as a YAML file or a mapping, or several of them. Later ones override
+            earlier ones.
+        resume: whether the run in ``settings["out"]`` is continued.
+        settings: settings by name. They override ``config`` and ``recipe``.
+
+    Returns:
+        The settings, of the class that belongs to the task.
 
     Raises:
         UserError: the settings contain an error.
@@ -70,7 +95,7 @@ def training_config(
     layers.append(settings)
     if resume:
         if settings.get("out") is None:
-            raise UserError("needs `out`, the run folder to continue", parameter="resume")
+            raise UserError("requires `out`, the run folder to continue", parameter="resume")
         own = Run(settings["out"]).settings
         if own:
             own["model_args"] = upgrade_model_args(own.get("model_args", {}))
@@ -100,28 +125,30 @@ def _check(config: TrainConfig) -> None:
         if value is not None and value < minimum:
             raise UserError(f"must be at least {minimum}", parameter=name, value=value)
     if config.patience and not config.eval_steps:
-        raise UserError("counts evaluations: give `eval_steps` too", parameter="patience")
+        raise UserError(
+            "requires `eval_steps`, because it counts evaluations", parameter="patience"
+        )
     parts = config.accumulate * config.devices * config.nodes
     if config.batch_size % parts:
         raise UserError(
-            f"is the global batch size, split into {parts} equal parts (`accumulate` micro-batches "
-            "times processes); give a multiple of it",
+            f"must be a multiple of {parts}; the global batch size is split into `accumulate` "
+            "micro-batches on each process",
             parameter="batch_size",
             value=config.batch_size,
         )
     if config.devices * config.nodes > 1 and config.out is None:
-        raise UserError("several processes have to agree on the run folder: give `out`")
+        raise UserError("multiple processes require a common run folder; give `out`")
     if config.strategy == "fsdp" and (config.ema_decay or config.precision == "16"):
         raise UserError(
-            "keeps no moving average of the weights and scales no float16 gradients; leave out "
-            "`ema_decay`, give `precision` bf16 or 32, or use ddp",
+            "does not support a moving average of the weights or float16 gradient scaling; leave "
+            "out `ema_decay` and set `precision` to bf16 or 32, or use ddp",
             parameter="strategy",
             value="fsdp",
         )
 
 
 def _new_folder(config: TrainConfig) -> Path:
-    """runs/DATA-MODEL, or the first of runs/DATA-MODEL-2, ... that is free."""
+    """Return runs/DATA-MODEL, or the first of runs/DATA-MODEL-2, ... that does not exist."""
     name = f"{Path(config.data).name.split('.')[0]}-{config.model}"
     path, number = Path("runs") / name, 1
     while path.exists():

@@ -42,10 +42,10 @@ def demo(
 
     Args:
         out: run folder.
-        data: built-in set, or other detection data with masks.
+        data: name of a built-in data set, or other detection data with masks.
         recipe: name of a recipe.
-        console: where to print; the terminal or notebook by default.
-        settings: as of ``train``.
+        console: where to print. By default the terminal or notebook.
+        settings: further settings of ``train``, such as ``max_steps=100``.
 
     Returns:
         The run.
@@ -65,7 +65,7 @@ def demo(
     _attention(model, val, busiest[0]).save(run.plots / "attention.png")
     metrics = run.metrics
     ap50 = metrics["segm"]["AP50"]
-    console.print(f"mask AP50 {ap50:.3f} on {metrics['images']} unseen pictures; look at")
+    console.print(f"mask AP50 {ap50:.3f} on {metrics['images']} unseen images; pictures:")
     for path in (overlays, *sorted(run.plots.glob("*.png"))):
         console.print(f"  {path}")
     return run

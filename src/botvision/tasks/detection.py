@@ -79,7 +79,7 @@ class DetectionInference(L.LightningModule):
         }
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
-        """Detections of whole images, as ``detect`` returns them."""
+        """Return the detections of whole images, see ``detect``."""
         images, _ = batch
         return {"predictions": detect(self.detector, images, **self.options)}
 
@@ -120,7 +120,7 @@ class DetectionModule(DetectionInference):
         seed_batch(self, self.config, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Sum the detector's losses of a batch.
+        """Return the sum of the detector's losses for a batch, and each of them.
 
         Raises:
             UserError: the loss is not finite. The message names the images of the batch.
@@ -139,7 +139,7 @@ class DetectionModule(DetectionInference):
             parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
             raise UserError(
                 f"the loss is not finite at step {self.global_step} ({parts}) on the images "
-                f"{files}; look at their boxes, lower `lr`, or set `clip_norm`"
+                f"{files}; check their boxes, lower `lr`, or set `clip_norm`"
             )
         shown = {name: value.detach() for name, value in losses.items()}
         self.log_dict(
@@ -177,8 +177,8 @@ class DetectionTraining:
         splits = detection_splits(data)
         if "train" not in splits:
             raise UserError(
-                f"{config.data}: has no training split, only {', '.join(splits)}; name its file "
-                "annotations/instances_train.json"
+                f"{config.data}: has no training split, only {', '.join(splits)}; name its "
+                "annotation file annotations/instances_train.json"
             )
         self.train = splits["train"]()
         self.val = splits["val"]() if "val" in splits else None
@@ -246,7 +246,7 @@ def _check(config: DetectionConfig) -> None:
     """Raise UserError for settings that cannot work."""
     if config.image_size % 32 or config.image_size < 64:
         raise UserError(
-            "give a multiple of 32, at least 64; the pyramid halves the image five times",
+            "must be a multiple of 32 and at least 64; the pyramid halves the image five times",
             parameter="image_size",
             value=config.image_size,
         )
@@ -307,6 +307,9 @@ def detection_pass(
         spec: specification of the detector.
         data: name of the data set, or its splits as objects.
         config: options of the evaluation.
+
+    Returns:
+        The evaluation, ready to run.
 
     Raises:
         UserError: an option is invalid, the split does not exist, or it shares no class with the

@@ -46,13 +46,13 @@ def evaluate(
     so their ids in the annotation file may differ from those in training.
 
     Args:
-        run: the run or its folder, or its ``best.safetensors``.
+        run: a run, its folder, or its ``best.safetensors``.
         data: data as for ``botvision.train``, or one split as an object.
-        impl: the attention implementation, if the run was trained with an object of your own.
-        box_head: the box head, in the same case.
-        evaluators: further metrics, see ``Evaluator``.
-        console: where to print; the terminal or notebook by default.
-        options: of ``botvision.config.EvaluateConfig``, such as ``split="val"``.
+        impl: attention implementation, required if the run was trained with a custom one.
+        box_head: box head, required if the run was trained with a custom one.
+        evaluators: additional metrics, see ``Evaluator``.
+        console: where to print. By default the terminal or notebook.
+        options: fields of ``botvision.config.EvaluateConfig``, such as ``split="val"``.
 
     Returns:
         The metrics by name.

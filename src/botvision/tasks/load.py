@@ -106,8 +106,11 @@ class DetectionModel:
             scales: test-time augmentation: run at these multiples of the image size.
             tile: tiled inference: also run on overlapping tiles with this many pixels per side.
             batch_size: number of augmented views per batch.
-            on_error: called with the error of each unreadable image, which is then skipped. Without
-                it the error is raised.
+            on_error: called with the error of each unreadable image, which is then skipped. By
+                default the error is raised.
+
+        Returns:
+            An iterator over the predictions, in the order of the images.
 
         Raises:
             UserError: an option is invalid or an image cannot be read.
@@ -177,7 +180,20 @@ class ClassificationModel:
         batch_size: int = 1,
         on_error: OnError | None = None,
     ) -> Iterator[ClassificationPrediction]:
-        """Classify images, one after the other; arguments as of ``DetectionModel.predict``."""
+        """Classify images and yield one prediction per image.
+
+        Args:
+            images: one or several files, folders, PIL images or uint8 (height, width, 3) arrays.
+            batch_size: number of images per batch.
+            on_error: called with the error of each unreadable image, which is then skipped. By
+                default the error is raised.
+
+        Returns:
+            An iterator over the predictions, in the order of the images.
+
+        Raises:
+            UserError: ``batch_size`` is less than 1 or an image cannot be read.
+        """
         check_batch_size(batch_size)
         return self._predict(_batches(read_images(images, on_error), batch_size))
 
@@ -256,8 +272,8 @@ def _files(path: Path) -> list[Path]:
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise UserError(
-            f"an array of {array.dtype}, shape {array.shape}: give RGB pixels, uint8 of shape "
-            "(height, width, 3)",
+            f"an array must contain RGB pixels, uint8 of shape (height, width, 3), but this one is "
+            f"{array.dtype} of shape {array.shape}",
             parameter="images",
         )
     return Image.fromarray(array)
@@ -270,7 +286,7 @@ def _batches(
 ) -> Iterator[list[_Opened]]:
     """Group images so that the augmented views of each group fill a batch.
 
-    This limits memory: an image with enough tiles to fill a batch forms a group of its own.
+    This limits memory use. A group ends with the image whose views fill the batch.
     """
     batch: list[_Opened] = []
     seen = 0

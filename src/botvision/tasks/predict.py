@@ -37,21 +37,21 @@ def predict(
     console: Console | None = None,
     **options: Any,
 ) -> Path:
-    """Detect objects in images or classify them. Writes pictures and ``predictions.json``.
+    """Detect objects in images or classify images, and write pictures and ``predictions.json``.
 
     The JSON is a list with one entry per image: ``file``, ``width`` and ``height``. For a detector
     an entry also contains ``instances``, each with ``class``, ``category_id`` (of the training
     data), ``score`` and ``bbox`` (x, y, width, height in pixels). Instances of a segmentation model
-    also contain ``segmentation``, in ``mask_format``. For a classifier an entry contains
-    ``classes``, the five best, each with ``class`` and ``probability``.
+    also contain ``segmentation``, in ``mask_format``. For a classifier an entry also contains
+    ``classes``, the five most probable classes, each with ``class`` and ``probability``.
 
     Args:
-        run: the run or its folder, or its ``best.safetensors``.
-        images: files, or folders whose images are taken.
-        impl: the attention implementation, if the run was trained with an object of your own.
-        box_head: the box head, in the same case.
-        console: where to print; the terminal or notebook by default.
-        options: of ``botvision.config.PredictConfig``.
+        run: a run, its folder, or its ``best.safetensors``.
+        images: image files, or folders of image files.
+        impl: attention implementation, required if the run was trained with a custom one.
+        box_head: box head, required if the run was trained with a custom one.
+        console: where to print. By default the terminal or notebook.
+        options: fields of ``botvision.config.PredictConfig``, such as ``score_threshold=0.3``.
 
     Returns:
         The folder with the results.
@@ -110,7 +110,7 @@ def _detect(
         assert prediction.file is not None
         instances = _instances(prediction, config.mask_format or "rle")
         listed.append({**_file_and_size(prediction), "instances": instances})
-        full = " (all that max_detections keeps)" if len(prediction) == limit else ""
+        full = " (limited by max_detections)" if len(prediction) == limit else ""
         console.print(f"{prediction.file}: {_counts(prediction.names)}{full}")
         paused = time.perf_counter()
         prediction.draw().save(folder / f"{_free_name(prediction.file.stem, taken)}.png")
@@ -184,5 +184,5 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 
 def _counts(names: list[str]) -> str:
-    """Count the names, such as `2 circle, 1 square`."""
+    """Count the names, such as ``2 circle, 1 square``."""
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"

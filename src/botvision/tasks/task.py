@@ -57,20 +57,34 @@ def choose_split(splits: Sequence[str], wanted: str | None, data: str) -> str:
         wanted: requested split, or None for the default.
         data: name of the data, for the error message.
 
+    Returns:
+        The name of the split.
+
     Raises:
         UserError: the data does not contain the requested split.
     """
     if wanted is None:
         return next(name for name in ("val", "test", *splits) if name in splits)
     if wanted not in splits:
-        raise UserError(f"{data} has only {', '.join(splits)}", parameter="split", value=wanted)
+        raise UserError(
+            f"not in {data}; choose one of {', '.join(splits)}", parameter="split", value=wanted
+        )
     return wanted
 
 
 def refuse_options_of_the_other_task(
     config: EvaluateConfig | PredictConfig, task: str, run: str
 ) -> None:
-    """Raise UserError if an option is set that does not apply to the task of ``run``."""
+    """Check that every option that is set applies to the task of a run.
+
+    Args:
+        config: options of the evaluation or prediction.
+        task: task of the run's model.
+        run: path of the run, for the error message.
+
+    Raises:
+        UserError: an option applies only to another kind of model.
+    """
     classifies = task == "classification"
     kind = "detectors" if classifies else "classifiers"
     options: tuple[str, ...] = DETECTION_OPTIONS if classifies else CLASSIFICATION_OPTIONS
@@ -83,5 +97,14 @@ def refuse_options_of_the_other_task(
 
 
 def refuse_option(name: str, kind: str, run: str) -> None:
-    """Raise UserError: the option applies only to a kind of model that ``run`` is not."""
-    raise UserError(f"is for {kind} only, which {run} is not; leave it out", parameter=name)
+    """Reject an option that does not apply to the model of a run.
+
+    Args:
+        name: name of the option.
+        kind: the models that support the option, in the plural, such as ``"detectors"``.
+        run: path of the run.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"applies only to {kind}; leave it out for {run}", parameter=name)

@@ -44,19 +44,19 @@ def train(
     data unless ``task`` is set.
 
     Args:
-        data: a folder, an archive or a built-in set, see docs/guide.md; or the splits as objects,
-            such as ``{"train": ..., "val": ...}`` of ``DetectionData`` or
-            ``ClassificationData``.
+        data: a folder, an archive or the name of a built-in data set, see docs/guide.md. The splits
+            can also be passed as objects: a mapping such as ``{"train": ..., "val": ...}`` with
+            ``DetectionData`` or ``ClassificationData`` objects.
         recipe: name of a recipe.
-        config: settings as a YAML file, such as a run's ``config.yaml``, or as a mapping; or
-            several, of which the later beat the earlier.
+        config: settings as a YAML file, such as a run's ``config.yaml``, or as a mapping. In a
+            sequence of them, later ones override earlier ones.
         resume: continue from the last checkpoint in ``out``, if there is one.
-        impl: an attention implementation of your own.
-        box_head: a box head of your own for a detector, see ``botvision.build_detector``.
-        evaluators: further metrics, see ``Evaluator``.
-        console: where to print; the terminal or notebook by default.
-        settings: of ``botvision.config.DetectionConfig`` or ``ClassificationConfig``, such as
-            ``model="botnet50"``, ``epochs=12`` or ``out="runs/mine"``.
+        impl: custom attention implementation.
+        box_head: custom box head for a detector, see ``botvision.build_detector``.
+        evaluators: additional metrics, see ``Evaluator``.
+        console: where to print. By default the terminal or notebook.
+        settings: fields of ``botvision.config.DetectionConfig`` or ``ClassificationConfig``, such
+            as ``model="botnet50"``, ``epochs=12`` or ``out="runs/mine"``.
 
     Returns:
         The run, with ``path``, ``metrics`` and ``history``.
@@ -74,7 +74,7 @@ def train(
     elif isinstance(settled, ClassificationConfig) and box_head is None:
         task = ClassificationTraining(settled, source, impl=impl)
     else:
-        raise UserError("is for detectors only; leave it out", parameter="box_head")
+        raise UserError("applies only to detectors; leave it out", parameter="box_head")
     steps = settled.max_steps
     if steps is None:
         steps = math.ceil(settled.epochs * task.images / settled.batch_size)
