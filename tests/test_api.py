@@ -1,4 +1,4 @@
-"""The Python API: what a notebook or a script sees."""
+"""The Python API, as used in notebooks and scripts."""
 
 import subprocess
 import sys

@@ -37,7 +37,7 @@ DETECTOR = {
 
 
 def explicit(q, k, v, height_logits, width_logits, scale):
-    """softmax(q k^T + positions) v, written out."""
+    """Compute softmax(q k^T + positions) v directly."""
     CALLS.append(q.shape)
     position = (height_logits.unsqueeze(-1) + width_logits.unsqueeze(-2)).flatten(-2)
     return (scale * q @ k.mT + position).softmax(-1) @ v
@@ -48,7 +48,7 @@ IMPLEMENTATION = Implementation("explicit", explicit)
 
 
 class Squares(DetectionData):
-    """Pictures of one bright square each."""
+    """Images with one bright square each."""
 
     def __init__(self, count):
         self.count = count
@@ -74,7 +74,7 @@ class Squares(DetectionData):
 
 
 class ConvBoxHead(nn.Module):
-    """A box head of one convolution and a mean."""
+    """A box head with one convolution and mean pooling."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ class CountEvaluator:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A detector trained with all four."""
+    """A run of a detector trained with all four objects."""
     CALLS.clear()
     return botvision.train(
         {"train": Squares(5), "val": Squares(3)},
@@ -188,7 +188,7 @@ def test_a_run_with_objects_is_resumed_with_them(run):
 
 
 class TwoColors:
-    """Red and blue pictures, for classification."""
+    """Red and blue images for classification."""
 
     classes = ("red", "blue")
 

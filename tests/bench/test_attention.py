@@ -1,4 +1,4 @@
-"""The benchmark of one layer: its float64 result, its rows, its memory."""
+"""The benchmark of one layer: float64 result, rows and memory."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SUBJECTS = [*implementations("cpu"), "timm", "no positions", "3x3 convolution"]
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """On maps so small several threads only wait for each other."""
+    """Use one thread, since several threads only wait for each other on maps this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +60,7 @@ def test_every_row_is_complete_and_accurate():
         for row in group:
             assert row.failure is None and row.runs == 3
             assert row.median_ms > 0 and row.spread_ms >= 0
-            # Twice the input goes into q, k, v and out at least, or into out alone.
+            # At least the output is allocated, with 2 bytes per element or more.
             assert row.peak_mib * 2**20 >= row.batch_size * 16 * row.height * row.width * 2
             assert row.ratio == timm.median_ms / row.median_ms
             if row.subject in ("no positions", "3x3 convolution"):

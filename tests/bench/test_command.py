@@ -1,4 +1,4 @@
-"""``botvision bench`` as a user meets it."""
+"""The command ``botvision bench``: output, files and errors."""
 
 import json
 import subprocess
@@ -111,26 +111,32 @@ def test_models(capsys, tmp_path):
     [
         ([], 'expected "benchmark" to be one of {attention,model,data}'),
         (["layers"], "invalid choice: 'layers'"),
-        (["attention", "--sizes", "0"], "--sizes 0: give cells"),
-        (["attention", "--sizes", "3x"], "--sizes 3x: give cells"),
-        (["attention", "--sizes", "3", "2x3x4"], "--sizes 2x3x4: give cells"),
+        (["attention", "--sizes", "0"], "--sizes 0: give the size of a map in cells"),
+        (["attention", "--sizes", "3x"], "--sizes 3x: give the size of a map in cells"),
+        (["attention", "--sizes", "3", "2x3x4"], "--sizes 2x3x4: give the size of a map in cells"),
         (
             ["attention", "--impl", "fast"],
-            "--impl fast: on cpu there are reference, sdpa, chunked",
+            "--impl fast: not available on cpu; choose from reference, sdpa, chunked",
         ),
-        (["attention", "--dim", "12"], "--dim 12: give a multiple of 8"),
+        (["attention", "--dim", "12"], "--dim 12: must be a multiple of 8"),
         (["attention", "--dim", "40", "--num-heads", "3"], "8 and of --num-heads 3"),
         (["attention", "--num-heads", "0"], "--num-heads 0: must be greater than 0"),
         (["attention", "--batch-size", "-1"], "--batch-size -1: must be greater than 0"),
         (["attention", "--seconds", "0"], "--seconds 0.0: must be greater than 0"),
         (["attention", "--precision", "8"], "Got value: 8"),
         (["attention", "--plot", "rows.jpg"], "--plot rows.jpg: give a file that ends in .png"),
-        (["attention", "--json", "/dev/null/rows.json"], "--json /dev/null/rows.json: no such"),
-        (["attention", "--plot", "/dev/null/rows.png"], "--plot /dev/null/rows.png: no such"),
+        (
+            ["attention", "--json", "/dev/null/rows.json"],
+            "--json /dev/null/rows.json: the folder does not exist",
+        ),
+        (
+            ["attention", "--plot", "/dev/null/rows.png"],
+            "--plot /dev/null/rows.png: the folder does not exist",
+        ),
         (["attention", "--json", "/"], "--json /: cannot be written"),
         (["model", "resnett50"], "did you mean resnet50"),
-        (["model", "resnet50@"], "resnet50@: give NAME, or NAME@PIXELS"),
-        (["model", "resnet50@0"], "resnet50@0: give NAME, or NAME@PIXELS"),
+        (["model", "resnet50@"], "resnet50@: give NAME, or NAME@PIXELS, where PIXELS"),
+        (["model", "resnet50@0"], "resnet50@0: give NAME, or NAME@PIXELS, where PIXELS"),
         (["model", "--image-size", "0"], "--image-size 0: must be greater than 0"),
     ],
 )

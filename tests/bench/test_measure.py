@@ -1,4 +1,4 @@
-"""Timing in turn with a clock of our own, and memory against sums done by hand."""
+"""Alternating runs with a fake clock, and peak memory compared with sums computed by hand."""
 
 import time
 
@@ -10,7 +10,7 @@ from botvision.bench.measure import alternate, inference, measure, peak_memory, 
 
 
 class Clock:
-    """Tells the time, which passes only when a subject runs."""
+    """A fake clock that advances only when a subject runs."""
 
     def __init__(self, monkeypatch):
         self.now = 0.0
@@ -18,7 +18,7 @@ class Clock:
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def subject(self, name, *durations):
-        """A function of so many seconds, the last for every further run."""
+        """Return a function whose runs last these numbers of seconds. The last one repeats."""
         remaining = list(durations)
 
         def run():
@@ -103,7 +103,7 @@ def test_in_place_operators_allocate_nothing():
 def test_memory_inside_operators_counts():
     x = torch.ones(1000, 1000)
     assert peak_memory(lambda: x @ x, "cpu") == 4_000_000
-    # The product and the cosine of it.
+    # The product and its cosine.
     assert peak_memory(lambda: (x @ x).cos(), "cpu") == 8_000_000
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of whole models, with models of our own."""
+"""The benchmark of whole models, with models defined here."""
 
 import pytest
 import torch

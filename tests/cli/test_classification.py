@@ -1,4 +1,4 @@
-"""train, eval and predict on class folders, through the command."""
+"""The commands train, eval and predict on class folders."""
 
 import json
 import math
@@ -22,11 +22,11 @@ from class_files import CLASSES, write_classes
 from commandline import fail, train_config
 from killed import run_and_kill
 
-# In which an image gives the same in any batch.
+# With these settings, the result for an image does not depend on its batch.
 EXACT = ["--device", "cpu", "--precision", "32"]
 SETTINGS = [
     *("--model", "botnet50_s1"),
-    # Not from zero, else the attention would hardly count in so few steps.
+    # Not zero-initialized, otherwise the attention would hardly matter in so few steps.
     *("--model-args", "{layers: [1, 1, 1, 1], channels: [16, 16, 32, 32], zero_init_last: false}"),
     *("--image-size", "48", "--batch-size", "4", "--base-lr", "0.02", "--base-batch-size", "4"),
     *EXACT,
@@ -108,7 +108,7 @@ def test_a_run_in_bf16_is_evaluated_and_used_in_bf16(data, tmp_path):
 
 
 def test_eval_of_some_images(run, data, tmp_path, capsys):
-    """Those that are drawn from the sorted files, beside ``predict`` of each."""
+    """``eval --limit`` agrees with ``predict`` on each image drawn from the sorted files."""
     arguments = ["eval", str(run), str(data), "--out", str(tmp_path), *EXACT]
     main([*arguments, "--limit", "4"])
     assert "4 of the 7 images" in capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_predict_agrees_with_eval(run, data, tmp_path):
 
 
 def test_the_first_losses_are_as_recorded(data, tmp_path):
-    """A change of the arithmetic shows here."""
+    """Detects changes of the arithmetic."""
     more = ["--smoothing", 0.1, "--mixup", 0.2, "--cutmix", 1.0, "--drop-path", 0.1]
     out = train(data, tmp_path / "run", "--max-steps", 4, *more)
     assert losses(out) == pytest.approx(GOLDEN, rel=1e-3)
@@ -209,7 +209,7 @@ GOLDEN = [1.021279, 1.128146, 0.996247, 1.191702]
 
 
 def test_a_step_in_parts_is_a_step(data, tmp_path):
-    """With frozen batch norm, which would see other batches."""
+    """Batch norm is frozen, because its statistics would depend on the micro-batches."""
     runs = [
         train(data, tmp_path / str(k), "--max-steps", 4, "--norm", "frozen", "--accumulate", k)
         for k in (1, 2)
@@ -221,12 +221,12 @@ def test_a_step_in_parts_is_a_step(data, tmp_path):
 
 
 def test_two_processes_train_and_evaluate_like_one(data, tmp_path):
-    """Seven validation images over two processes: each is counted once."""
+    """Seven validation images on two processes are each counted once."""
     settings = ["--norm", "frozen", "--max-steps", 4, "--eval-steps", 2]
     for processes in (1, 2):
         out = ["--out", tmp_path / str(processes), "--devices", processes]
         run = [sys.executable, "-m", "botvision", "train", data, *SETTINGS, *settings, *out]
-        # One thread each: the order of a sum must not differ.
+        # One thread per process, so that sums have the same order.
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*map(str, run)], env=env, capture_output=True, text=True, check=False
@@ -264,7 +264,7 @@ def test_a_killed_run_with_a_moving_average_resumes_as_if_nothing_had_been(data,
         if tensor.is_floating_point() and not name.endswith(("mean", "std"))
     ]
     assert any(moved)
-    # What is saved for use is the average, at the better of the two evaluations.
+    # best.safetensors contains the averaged weights of the better of the two evaluations.
     saved, best = load_file(whole / "best.safetensors"), load_file(killed / "best.safetensors")
     assert all(torch.equal(best[name], tensor) for name, tensor in saved.items())
     last = events(whole, "eval")[-1]

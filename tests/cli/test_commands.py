@@ -1,4 +1,4 @@
-"""The command as a user meets it: outputs, files, errors, exit status."""
+"""The command: output, files, errors and exit status."""
 
 import csv
 import json
@@ -163,7 +163,7 @@ def test_eval_gives_what_pycocotools_gives(capsys, tiny_run, tiny_data, tmp_path
 
 
 def test_eval_in_the_runs_precision_finds_what_the_run_found(capsys, tiny_data, tmp_path):
-    """To the bit; float32 finds something else."""
+    """The result is equal bit-for-bit. In float32 it differs."""
     bf16 = ["--precision", "bf16"]
     run(capsys, "train", tiny_data, *TINY_SETTINGS, *bf16, "--max-steps", 4, "--out", tmp_path)
     path = tmp_path / "predictions" / "results.json"

@@ -31,7 +31,7 @@ def test_help_fits_80_columns(capsys, monkeypatch, command):
     text = help_of(capsys, *command)
     assert f"usage: botvision {command[0]}" in text
     assert max(map(len, text.splitlines())) <= 80
-    # Python's names of types and values are no help.
+    # Python's names of types and values do not help a user.
     for word in ("typing", "<class", "Literal", "null", "Optional", "NoneType"):
         assert word not in text
 

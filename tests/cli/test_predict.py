@@ -1,4 +1,4 @@
-"""``botvision predict`` on a detector: pictures, JSON, views."""
+"""The command ``botvision predict`` with a detector: pictures, JSON and augmented views."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def test_predict_does_the_readable_images_and_names_the_other(
 
 
 def test_predict_finds_what_eval_finds(capsys, tiny_run, tiny_data, tmp_path):
-    """With tiles, scales and mirrored views, whatever the batch."""
+    """With tiles, scales and mirrored views, at any batch size."""
     views = ["--flip", "--scales", "0.75", "1.25", "--tile", "48", "--max-detections", "20"]
     threshold = ["--score-threshold", "0.05", "--device", "cpu", "--precision", "32"]
     run(capsys, "eval", tiny_run, tiny_data, "--out", tmp_path / "eval", *views, *threshold)
@@ -103,7 +103,7 @@ def test_predict_writes_polygons(capsys, tiny_run, tiny_data, tmp_path):
 
 
 def test_predict_lists_what_scores_from_the_threshold_on(capsys, tiny_run, tiny_data, tmp_path):
-    """Also below the threshold that the run evaluated at."""
+    """Also for thresholds below that of the run's evaluation."""
     detector, card = load_model(tiny_run)
     own = dataclasses.replace(card.detector, score_threshold=0.9)
     save_model(detector, dataclasses.replace(card, detector=own), tmp_path / "own.safetensors")

@@ -1,4 +1,4 @@
-"""`botvision train`: what a run starts from, when it stops, what it keeps."""
+"""The command ``botvision train``: initial weights, end of training and saved files."""
 
 import json
 import shutil
@@ -26,11 +26,11 @@ def events(run, kind):
 def test_a_run_goes_on_from_another_ones_weights(tiny_run, tiny_data, tmp_path, capsys):
     run = train(tiny_data, tmp_path / "run", "--weights", tiny_run, "--max-steps", 0)
     text = capsys.readouterr().out
-    assert "classes known to it: circle, square, triangle, ring" in text
+    assert "classes with weights in the file: circle, square, triangle, ring" in text
     before, after = (load_file(r / "best.safetensors") for r in (tiny_run, run))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    # Of the weights that were kept as the best, so at least as good as the last.
+    # These are metrics of the best weights, so they are at least as good as those of the last.
     old, new = (json.loads((r / "metrics.json").read_text()) for r in (tiny_run, run))
     assert new["step"] == 0
     assert new["segm"]["AP"] >= old["segm"]["AP"] - 1e-9
@@ -48,9 +48,9 @@ def test_other_classes_get_a_head_of_their_own(tiny_run, tiny_data, tmp_path, ca
         (data / "annotations" / file.name).write_text(text)
     train(data, tmp_path / "run", "--weights", tiny_run, "--max-steps", 1)
     text = capsys.readouterr().out
-    assert "classes known to it: square, triangle, ring\n" in text
-    assert "new classes, drawn at random: disc\n" in text
-    assert "its classes that are not wanted: circle\n" in text
+    assert "classes with weights in the file: square, triangle, ring\n" in text
+    assert "new classes with random weights: disc\n" in text
+    assert "unused classes of the file: circle\n" in text
 
 
 def test_weights_of_another_detector_are_refused_with_the_flags_to_give(
@@ -68,7 +68,7 @@ def test_weights_of_another_detector_are_refused_with_the_flags_to_give(
 
 
 def test_a_run_that_gets_no_better_stops_early_and_is_complete(tiny_data, tmp_path, capsys):
-    # Without learning no evaluation after the first can be better.
+    # Without training, no evaluation can be better than the first.
     settings = ["--lr", 0, "--max-steps", 20, "--eval-steps", 2, "--patience", 2]
     run = train(tiny_data, tmp_path / "run", *settings, "--norm", "frozen")
     assert "stopped at step 6: 2 evaluations without a better one" in capsys.readouterr().out
@@ -124,7 +124,7 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
             ["--model-args", "{positon: none}"],
             "--model-args: botnet50 does not take 'positon'; did you mean 'position'?",
         ),
-        (["--model-args", "{blocks: 2}"], "--model-args: botnet50 does not take {"),
+        (["--model-args", "{blocks: 2}"], "--model-args: botnet50 does not accept {"),
         (["--weights", "nowhere.pth"], "nowhere.pth: no such weights file"),
         (
             ["--compile", "true", "--grad-checkpointing", "true"],

@@ -1,4 +1,4 @@
-"""The detector: canvas, RoIAlign scales, norms, any backbone, the paper's defaults."""
+"""The detector: canvas, RoIAlign scales, batch norm, backbones and the paper's defaults."""
 
 import pytest
 import timm
@@ -113,7 +113,7 @@ def test_the_canvas_is_normalized_and_then_padded_with_zeros():
 
 
 def test_roi_align_uses_the_pyramids_strides_whatever_the_first_image():
-    """torchvision infers the scale from the first image: on a padded canvas, wrongly."""
+    """torchvision infers the scale from the first image, which is wrong on a padded canvas."""
     detector = small()
     pool = detector.roi_heads.box_roi_pool
     features = {str(i): torch.randn(1, 16, 128 >> (2 + i), 128 >> (2 + i)) for i in range(4)}
@@ -141,7 +141,7 @@ def test_boxes_are_exact_to_the_pixel_under_autocast():
 
 
 def test_anchors_are_exact_under_autocast():
-    """Those of torchvision in float32; of bf16 features it would round their sides."""
+    """The anchors equal torchvision's in float32. From bf16 features it would round their sides."""
     detector = small(size=512)
     images = detector.transform([torch.zeros(3, 512, 512, dtype=torch.uint8)])[0]
     seen = {}
@@ -234,7 +234,7 @@ def test_inserted_attention_slices_its_tables_too():
     ],
 )
 def test_new_blocks_keep_their_batch_norm_where_the_rest_is_frozen(model, args, part, last):
-    """Their last scale is zero: frozen, the block would never do anything."""
+    """Their last scale is zero, so a frozen block would never have an effect."""
     body = small(model=model, args=args, norm="frozen").backbone.body
     norms = {n for n, m in body.named_modules() if "BatchNorm" in type(m).__name__}
     plain = {n for n, m in body.named_modules() if isinstance(m, nn.BatchNorm2d)}
@@ -245,7 +245,7 @@ def test_new_blocks_keep_their_batch_norm_where_the_rest_is_frozen(model, args, 
 
 
 def test_defaults_are_those_of_the_papers_code_base():
-    """Those of its Mask R-CNN configuration, one after the other."""
+    """Compares each default with the Mask R-CNN configuration of that code base."""
     with torch.device("meta"):
         detector = build_detector("botnet50", 80, 1024)
     rpn, heads = detector.rpn, detector.roi_heads

@@ -1,4 +1,4 @@
-"""The parts of the detector: padding, dtypes, a box head from outside."""
+"""The parts of the detector: padding, dtypes and a custom box head."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_rows_are_padded_and_cut_by_each_part_on_its_own(padded, plain, args, si
 
 
 def test_with_batch_norm_nothing_is_padded():
-    """The zeros would change its statistics."""
+    """The zeros would change the statistics of batch norm."""
     heads = build("segmentation", head_norm=True).roi_heads
     assert type(heads.mask_head) is MaskRCNNHeads
     assert type(heads.mask_predictor) is MaskRCNNPredictor

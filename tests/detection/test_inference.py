@@ -1,4 +1,4 @@
-"""What several views of an image give together, against where the objects were drawn."""
+"""Merged detections of several views, compared with the positions of the drawn objects."""
 
 import copy
 import dataclasses
@@ -26,9 +26,9 @@ TINY = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
 
 
 class Finder(nn.Module):
-    """Finds what is bright in each color channel, as classes 1 to 3, best first.
+    """Finds the bright area of each color channel, as classes 1 to 3, best first.
 
-    Nothing below 4 pixels, as real detectors; what it sees later, it is surer of.
+    Like a real detector, it finds nothing smaller than 4 pixels. Scores increase with each view.
     """
 
     def __init__(self, size, largest=1000):
@@ -70,7 +70,7 @@ class Finder(nn.Module):
 
 
 def picture(width, height, *boxes):
-    """Black, with one bright box in each color."""
+    """Return a black image with one bright box in each color channel."""
     pixels = np.zeros((height, width, 3), np.uint8)
     for channel, (x0, y0, x1, y1) in enumerate(boxes):
         pixels[y0:y1, x0:x1, channel] = 255
@@ -78,7 +78,7 @@ def picture(width, height, *boxes):
 
 
 def located(detection):
-    """Boxes by label; every label once."""
+    """Return the boxes by label. Every label occurs once."""
     labels = detection["labels"].tolist()
     assert len(set(labels)) == len(labels), labels
     return dict(zip(labels, detection["boxes"].tolist(), strict=True))
@@ -101,7 +101,7 @@ def config(**more):
 
 @pytest.fixture(scope="module")
 def untrained():
-    """A real detector of 64 px."""
+    """A real detector with random weights, for 64 px."""
     torch.manual_seed(0)
     return build_detector("botnet50", 3, 64, config=config(), model_args=TINY).eval()
 
@@ -119,7 +119,7 @@ def test_one_view_is_what_the_detector_finds(untrained):
     assert len(got["boxes"]) > 5
     for name in ("labels", "scores", "masks"):
         torch.testing.assert_close(got[name], want[name], rtol=0, atol=0)
-    # 64 x 43 pixels seen.
+    # The detector runs on 64 x 43 pixels.
     scale = torch.tensor([150 / 64, 100 / 43, 150 / 64, 100 / 43], dtype=torch.float64)
     assert got["boxes"].dtype == torch.float64
     torch.testing.assert_close(got["boxes"], want["boxes"] * scale, rtol=1e-6, atol=0)
@@ -153,7 +153,7 @@ def test_a_mirrored_view_finds_the_same_place_and_shape():
     for flip in (False, True):
         finder = Finder(120)
         (got,) = detect(finder, [image], tta=TTA(flip=flip))
-        # With the mirrored view, which comes last, it is the surest.
+        # The mirrored view, which comes last, has the highest score.
         assert finder.seen == 1 + flip
         assert got["scores"][-1].item() == pytest.approx(0.5 + finder.seen / 1000)
         assert got["labels"].tolist() == [3, 2, 1]
@@ -197,8 +197,8 @@ def test_a_model_that_takes_no_larger_canvas_is_one_line():
 
 
 def test_tiles_find_what_a_border_cuts_and_what_no_tile_holds():
-    # On the border of tiles of 64 at 0, 48, 96, ...; anywhere, as the first too small to be found
-    # in the whole image's view; and larger than a tile.
+    # The first box is on the border of tiles of 64 at 0, 48, 96, ... The second is anywhere. Both
+    # are too small to be found in the view of the whole image. The third is larger than a tile.
     boxes = [(60, 40, 68, 50), (300, 200, 306, 206), (100, 20, 300, 150)]
     finder = Finder(64)
     (got,) = detect(finder, [picture(400, 256, *boxes)], tta=TTA(tile=64), batch_size=4)
@@ -206,7 +206,7 @@ def test_tiles_find_what_a_border_cuts_and_what_no_tile_holds():
     assert found[1] == list(boxes[0])
     assert found[2] == list(boxes[1])
     np.testing.assert_allclose(found[3], boxes[2], atol=400 / 64)
-    # 8 by 5 tiles, and the image.
+    # 8 by 5 tiles and the whole image.
     assert finder.seen == 41
     assert max(images for _, images in finder.calls) == 4
 
@@ -245,7 +245,7 @@ def test_nothing_in_any_view_is_nothing():
 
 
 def everything(model):
-    """State and plain attributes of all modules, and the number of their hooks, pickled."""
+    """Return the state, plain attributes and number of hooks of all modules, pickled."""
     return {
         (name, key): pickle.dumps(value if not key.endswith("_hooks") else len(value))
         for name, module in model.named_modules()
@@ -308,7 +308,7 @@ def test_none_are_the_detectors_own_settings(untrained):
 
 
 def test_another_canvas_is_that_of_a_larger_detector():
-    """Of a ResNet, which has no position tables."""
+    """With a ResNet, which has no position tables."""
     torch.manual_seed(0)
     small, large = (
         build_detector("resnet50", 3, size, config=config(), model_args=TINY).eval()

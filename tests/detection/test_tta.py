@@ -1,4 +1,4 @@
-"""The views of an image: sizes by hand, tiles by brute force."""
+"""The views of an image: sizes computed by hand, tiles by brute force."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from botvision.errors import UserError
 
 
 def tiles(width, height, tile):
-    """Boxes (n, 4) of the tiles alone."""
+    """Return the boxes (n, 4) of the tiles only."""
     whole, *parts = TTA(tile=tile).views(width, height, 64)
     assert whole.box == (0, 0, width, height)
     return np.array([view.box for view in parts]).reshape(-1, 4)
@@ -68,7 +68,7 @@ def test_what_is_no_larger_than_a_quarter_is_whole_in_a_tile(tile):
 
 
 def test_no_more_tiles_than_it_takes():
-    # Tiles of 40 that share 10: n of them cover 40 + 30 (n - 1).
+    # n tiles of 40 that overlap by 10 cover 40 + 30 (n - 1).
     for length, count in ((41, 2), (70, 2), (71, 3), (100, 3), (101, 4)):
         assert len(tiles(length, 40, 40)) == count
 

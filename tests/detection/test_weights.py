@@ -1,4 +1,4 @@
-"""A detector's start: torchvision's detectors, earlier ones, backbones; what came from where."""
+"""Initial weights of a detector from torchvision, earlier runs and backbones, and the report."""
 
 import re
 from dataclasses import replace
@@ -29,7 +29,7 @@ SIZE = 128
 
 
 def recipe(version):
-    """Norm and detector of the recipe for torchvision's first or second version."""
+    """Return norm and detector settings for torchvision's first or second version."""
     config = train_config("shapes", "--recipe", f"finetune_v{version}")
     assert (config.model, config.weights) == ("resnet50", NAMES[version])
     return {"norm": config.norm, "config": replace(config.detector, score_threshold=0.0)}
@@ -39,7 +39,7 @@ NAMES = {1: "maskrcnn_resnet50_fpn", 2: "maskrcnn_resnet50_fpn_v2"}
 
 
 def randomise(model):
-    """Weights and statistics as of a trained model: no two alike."""
+    """Set all weights and statistics to different values, as in a trained model."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -51,7 +51,7 @@ def randomise(model):
 
 
 def theirs(version):
-    """torchvision's own Mask R-CNN, seeing images as they come."""
+    """torchvision's Mask R-CNN, which does not resize images of ``SIZE`` pixels."""
     torch.manual_seed(0)
     options = {"min_size": SIZE, "max_size": SIZE, "box_score_thresh": 0.0}
     if version == 2:
@@ -66,7 +66,7 @@ def theirs(version):
 
 
 def as_published(state):
-    """The first version's names of the parameters, which torchvision still reads."""
+    """Return the first version's parameter names, which torchvision still accepts."""
     old = {}
     for name, tensor in state.items():
         name = re.sub(r"(_blocks\.\d)\.0\.", r"\1.", name)
@@ -84,7 +84,7 @@ def test_the_resnet_twin_takes_all_of_torchvisions_and_detects_the_same(version,
     state = model.state_dict()
     if version == 1:
         state = as_published(state)
-        model.load_state_dict(state)  # torchvision agrees that these are its names
+        model.load_state_dict(state)  # torchvision accepts these names
     file = tmp_path / "maskrcnn_resnet50_fpn_coco-0.pth"
     file = file if version == 1 else tmp_path / "v2.pth"
     torch.save(state, file)
@@ -98,11 +98,11 @@ def test_the_resnet_twin_takes_all_of_torchvisions_and_detects_the_same(version,
     with torch.inference_mode():
         (found,) = ours([image])
         (want,) = model([image / 255])
-    # Their labels are COCO's ids, with gaps for the 11 "N/A"; ours count on.
+    # Their labels are COCO's ids, with gaps for the 11 "N/A". Ours have no gaps.
     names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     named = torch.tensor([names[label] != "N/A" for label in want["labels"].tolist()])
     assert named.sum() > 10
-    # Random classifiers: an "N/A" may have taken a place among the 100 best.
+    # With random classifiers, an "N/A" may be among the 100 best.
     count = int(named.sum()) if named.all() else min(len(found["scores"]), 10)
     for key in ("boxes", "scores"):
         torch.testing.assert_close(
@@ -145,9 +145,9 @@ def test_rows_of_known_classes_are_kept_by_name_and_others_stay_as_drawn(tmp_pat
     before = {k: v.clone() for k, v in second.state_dict().items()}
     report = load_detector_weights(second, tmp_path, ("cow", "owl"))
     assert (report.kept, report.new, report.unused) == (["cow"], ["owl"], ["cat", "dog"])
-    assert "known to it: cow" in str(report)
-    assert "drawn at random: owl" in str(report)
-    assert "not wanted: cat, dog" in str(report)
+    assert "classes with weights in the file: cow" in str(report)
+    assert "new classes with random weights: owl" in str(report)
+    assert "unused classes of the file: cat, dog" in str(report)
     after, source = second.state_dict(), first.state_dict()
     for part, size in (
         ("box_predictor.cls_score", 1),
@@ -228,7 +228,7 @@ def test_classes_of_an_unknown_file_are_new(tmp_path):
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "resnet50.a1_in1k"])
 def test_weights_that_cannot_be_fetched(name, tmp_path, monkeypatch):
-    """Without a network: one line that says what to do."""
+    """Without a network connection, the message is one line with a remedy."""
 
     def unreachable(*args, **kwargs):
         raise OSError("no network")

@@ -1,4 +1,4 @@
-"""Loss, optimizer, schedule, saved model."""
+"""Loss, optimizer, schedule and saved models."""
 
 import math
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from botvision.training.schedule import learning_rate_factor
 
 
 def test_the_step_schedule_is_the_code_bases():
-    """22 500 steps, 500 of warm-up from 0.0067 to 0.08, a tenth at 15 000 and at 20 000."""
+    """22 500 steps: 500 of warm-up from 0.0067 to 0.08, divided by 10 at 15 000 and 20 000."""
     config = DetectionConfig("data", batch_size=64)
     rates = [config.peak_lr * learning_rate_factor(s, 22_500, config) for s in range(22_500)]
     assert rates[0] == pytest.approx(0.0067)
@@ -43,7 +43,7 @@ def test_the_learning_rate_scales_with_the_batch_unless_it_is_given():
 
 
 class Broken(nn.Module):
-    """A detector whose loss is not a number."""
+    """A detector whose loss is NaN."""
 
     def forward(self, images, targets):
         return {"loss_mask": torch.tensor(float("nan")), "loss_box": torch.tensor(1.0)}

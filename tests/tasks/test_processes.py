@@ -1,4 +1,4 @@
-"""A detector on two processes, beside one."""
+"""A detector on two processes, compared with one process."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from botvision.data.shapes import write_shapes
 from botvision.training.fsdp import WholeEvaluation, shard_if_wanted, whole_tensors
 from tiny import TINY_SETTINGS
 
-# One thread each: the order of a sum must not differ.
+# One thread per process, so that sums have the same order.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-# Without milestones two steps are the first two of three.
+# Without milestones, a run of two steps equals the first two steps of three.
 SETTINGS = ["--norm", "frozen", "--batch-size", "4", "--milestones", "[2, 2]"]
 
 
@@ -35,8 +35,11 @@ def train(data, out, *more):
 
 @pytest.fixture(scope="module")
 def runs(tiny_data, tmp_path_factory):
-    """A detector's losses are means over what was sampled from the images of a process, so what two
-    processes do is what one does with a step in two parts, random samples included."""
+    """Runs on one process with two micro-batches, and on two processes.
+
+    A detector's losses are means over the samples from the images of a process. Therefore both
+    runs are equal, including the random samples.
+    """
     out = tmp_path_factory.mktemp("runs")
     return [
         train(tiny_data, out / name, *SETTINGS, f"--{name}", 2)
@@ -61,7 +64,7 @@ def test_an_evaluation_over_two_processes_is_that_of_one(runs):
 
 
 def test_sharded_weights_train_like_whole_ones(runs, tmp_path):
-    """Also saved whole, resumed, and evaluated with two images in one process, one in the other."""
+    """They are also saved unsharded, resumed, and evaluated on processes with 2 and 1 images."""
     data, run = tmp_path / "data", tmp_path / "fsdp"
     write_shapes(data, train=7, val=3, image_size=64)
     settings = [*SETTINGS, "--devices", 2, "--strategy", "fsdp"]
@@ -82,7 +85,7 @@ def test_sharded_weights_train_like_whole_ones(runs, tmp_path):
 
 
 def test_each_process_holds_a_part_of_every_weight():
-    """One process alone, whose part is the whole."""
+    """Runs on a single process, whose shard is the whole weight."""
     torch.manual_seed(0)
     body = botvision.create_model("botnet50", layers=(1, 1, 1, 1), channels=(16, 16, 32, 32))
     before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
@@ -97,7 +100,7 @@ def test_each_process_holds_a_part_of_every_weight():
         config = ClassificationConfig("data", devices=2, strategy="fsdp")
         shard_if_wanted(module, body, config)
         assert all(isinstance(parameter, DTensor) for parameter in body.parameters())
-        # A block at a time: the weights of the others stay in parts.
+        # One block at a time is gathered. The weights of the others stay sharded.
         assert sum(isinstance(part, FSDPModule) for part in body.modules()) == 1 + 4
         shard_if_wanted(module, body, config)
         after = whole_tensors(body)

@@ -1,4 +1,4 @@
-"""A run killed at any point and resumed ends as one that was never interrupted."""
+"""A run that is killed at any point and resumed equals an uninterrupted run."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def state(out):
 
 
 def assert_same(one, other):
-    """Equal to the bit: tensors, numbers and containers."""
+    """Check that tensors, numbers and containers are equal bit-for-bit."""
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
@@ -119,13 +119,13 @@ def test_resume_takes_the_runs_own_settings(tiny_data, tmp_path, uninterrupted):
     out = tmp_path / "run"
     train(tiny_data, out, "--max-steps", "6")
     main(["train", str(tiny_data), "--out", str(out), "--resume", "--max-steps", str(STEPS)])
-    # The warm-up and the schedule are those of ten steps only from the sixth on.
+    # Warm-up and schedule follow the ten steps only from the sixth step on.
     assert state(out)["global_step"] == STEPS
     assert [e["step"] for e in events(out) if e["event"] == "train"] == [*range(1, STEPS + 1)]
 
 
 def test_killed_after_the_last_step_and_before_the_evaluation(tiny_data, tmp_path, uninterrupted):
-    """All is trained and in the checkpoint; the best weights are of an earlier evaluation."""
+    """The checkpoint is complete, but the best weights are those of an earlier evaluation."""
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
     shutil.copy(uninterrupted / "checkpoints" / "last.ckpt", out / "checkpoints")

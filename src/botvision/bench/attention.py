@@ -1,4 +1,4 @@
-"""The benchmark of one attention layer: its implementations and what it could be instead."""
+"""The benchmark of one attention layer: its implementations and alternatives to it."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from botvision.config import Dtype, Mode
 from botvision.device import DTYPES
 from botvision.errors import UserError
 
-# Default batch size: this many cells, and at most this many images.
+# Default batch size: as many images as have `_CELLS` cells, at most `_IMAGES`.
 _CELLS = 2048
 _IMAGES = 8
-# Logits at once in float64: 128 MiB.
+# Maximum number of float64 logits in memory at once: 128 MiB.
 _LOGITS = 2**24
 
 
 def bench_attention(config: AttentionBenchConfig, *, quiet: bool = False) -> list[AttentionRow]:
     """Measure one layer in every implementation, timm's layer and a 3x3 convolution.
 
-    Prints a table per mode and precision, and writes the files that ``config`` names. An
-    interrupted run has printed, saved and plotted what it had measured.
+    Prints one table per mode and precision, and writes the files that ``config`` names. An
+    interrupted run prints, saves and plots the rows that it has measured.
 
     Args:
-        config: What to measure.
+        config: Options of the benchmark.
         quiet: Print nothing.
 
     Returns:
-        A row per mode, precision, map and layer.
+        One row per mode, precision, map and layer.
 
     Raises:
         UserError: An option is invalid, or a file cannot be written.
@@ -62,7 +62,10 @@ def bench_attention(config: AttentionBenchConfig, *, quiet: bool = False) -> lis
 
 
 def validate(config: AttentionBenchConfig) -> AttentionBenchConfig:
-    """Check the options, and fill in the device and the implementations.
+    """Check the options.
+
+    Returns:
+        The options with the device and the implementations filled in.
 
     Raises:
         UserError: An option is invalid, or a file cannot be written.
@@ -71,15 +74,15 @@ def validate(config: AttentionBenchConfig) -> AttentionBenchConfig:
     known = implementations(device)
     for name in config.impl or ():
         if name not in known:
-            message = f"on {device} there are {', '.join(known)}"
+            message = f"not available on {device}; choose from {', '.join(known)}"
             raise UserError(message, parameter="impl", value=name)
     dim, num_heads = config.dim, config.num_heads
     check_positive(
         dim=dim, num_heads=num_heads, batch_size=config.batch_size, seconds=config.seconds
     )
     if dim % 8 or dim % num_heads:
-        multiple = f"give a multiple of 8 and of `num_heads` {num_heads}"
-        raise UserError(f"{multiple}; timm's layer rounds others", parameter="dim", value=dim)
+        multiple = f"must be a multiple of 8 and of `num_heads` {num_heads}"
+        raise UserError(f"{multiple}; timm's layer rounds other values", parameter="dim", value=dim)
     for size in config.sizes:
         _map_size(size)
     if config.plot is not None and config.plot.suffix != ".png":
@@ -91,7 +94,7 @@ def validate(config: AttentionBenchConfig) -> AttentionBenchConfig:
 def _map_size(text: str) -> tuple[int, int]:
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
-        message = "give cells, as 14 or 50x84 (height x width)"
+        message = "give the size of a map in cells, such as 14 or 50x84 (height x width)"
         raise UserError(message, parameter="sizes", value=text)
     return int(sides[0]), int(sides[-1])
 
@@ -99,11 +102,11 @@ def _map_size(text: str) -> tuple[int, int]:
 def measure_attention(
     config: AttentionBenchConfig, *, progress: Callable[[str], None] = lambda line: None
 ) -> Iterator[list[AttentionRow]]:
-    """Measure all layers in turn: one list of rows per mode, precision and map.
+    """Measure all layers in turn and yield one list of rows per mode, precision and map.
 
     Args:
-        config: As ``validate`` returns it.
-        progress: Called with a line about what is measured next.
+        config: Options that ``validate`` has returned.
+        progress: Called with a line that describes the next measurement.
     """
     sizes = [_map_size(size) for size in config.sizes]
     cases = list(product(config.mode, config.precision, sizes))
@@ -120,7 +123,7 @@ def _measure_map(
     random = torch.Generator().manual_seed(0)
     layer = _layer(config, size, random)
     x, upstream = (
-        # Rounded, so that the error is that of the layer and not of its input.
+        # Rounded first, so that the error does not include the rounding of the input.
         torch.randn(batch, config.dim, *size, generator=random).to(DTYPES[precision]).float()
         for _ in range(2)
     )
@@ -132,7 +135,7 @@ def _measure_map(
     want = exact(layer.to(device), x, upstream if mode == "train" else None)
 
     if config.compile:
-        # Each map's code would count towards the limit after which torch compiles no more.
+        # Otherwise the code of each map would count towards torch's limit of recompilations.
         torch.compiler.reset()
     runs: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]] = {}
     for name, subject in subjects.items():
@@ -175,9 +178,9 @@ def _measure_map(
 def _layer(
     config: AttentionBenchConfig, size: tuple[int, int], random: torch.Generator
 ) -> RelativeAttention2d:
-    """The layer whose weights all others share; its logits have a standard deviation of 1 to 2."""
+    """Return the layer with the shared weights. Its logits have a standard deviation of 1 to 2."""
     layer = RelativeAttention2d(config.dim, size, num_heads=config.num_heads)
-    # As initialized for training, attention is almost uniform, which hides errors.
+    # With the initialization of training, attention is almost uniform, which hides errors.
     nn.init.normal_(layer.qkv.weight, std=config.dim**-0.5, generator=random)
     assert isinstance(layer.pos_embed, RelativePosition)
     for table in layer.pos_embed.parameters():
@@ -207,7 +210,9 @@ def _subjects(
 def exact(
     layer: RelativeAttention2d, x: Tensor, upstream: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """The result of a layer in float64: the reference, applied to some queries at a time.
+    """Compute the result of a layer in float64 with the reference implementation.
+
+    The queries are processed in parts to limit memory use.
 
     Args:
         layer: A layer with relative positions.
@@ -215,8 +220,8 @@ def exact(
         upstream: Gradient of the result (B, dim, H, W).
 
     Returns:
-        The result (B, dim, H, W); with ``upstream`` instead the gradients of ``x`` and of the
-        weights in their order.
+        The result (B, dim, H, W), float64. With ``upstream``, the gradients of ``x`` and of the
+        parameters in their order instead.
     """
     layer = copy.deepcopy(layer).double()
     x = x.detach().double().requires_grad_()

@@ -42,11 +42,11 @@ def bench_data(config: DataBenchConfig, *, quiet: bool = False) -> list[DataRow]
     """Measure how many images per second one process on one core loads and augments.
 
     Args:
-        config: What to measure.
+        config: Options of the benchmark.
         quiet: Print nothing.
 
     Returns:
-        A row per pipeline.
+        One row per pipeline.
 
     Raises:
         UserError: The data cannot be read, an option is invalid, or a file cannot be written.
@@ -86,6 +86,9 @@ def measure_classification(
         config: Number of images, augmentation policy and timing budget.
         image_size: Side of the loaded images in pixels.
 
+    Returns:
+        One row per pipeline, decoding and resizing first.
+
     Raises:
         UserError: An image cannot be read, or the policy is unknown.
     """
@@ -120,18 +123,22 @@ def measure_classification(
 
 
 def measure_coco(data: CocoData, config: DataBenchConfig, *, image_size: int) -> list[DataRow]:
-    """Time large-scale jitter and the same by torchvision's ``transforms.v2`` in turn.
+    """Time large-scale jitter and the same augmentation in torchvision's ``transforms.v2`` in turn.
 
-    torchvision's pipeline is its ``ScaleJitter``, ``RandomCrop``, ``RandomHorizontalFlip`` and
-    ``SanitizeBoundingBoxes`` on its own ``CocoDetection``, with a mask of the whole image for every
-    instance. It runs on uint8 tensors, its faster way and ours, and, as by default in its training
-    scripts, on Pillow images that become float32 tensors. Ours leaves the masks cropped, as they
-    are sent to the training process.
+    torchvision's pipeline consists of ``ScaleJitter``, ``RandomCrop``, ``RandomHorizontalFlip`` and
+    ``SanitizeBoundingBoxes`` on its ``CocoDetection``, with a mask of the whole image for every
+    instance. It is timed twice. The first variant uses uint8 tensors, which is faster and the same
+    as in this library. The second uses Pillow images that are converted to float32 tensors, the
+    default of torchvision's training scripts. This library's pipeline leaves the masks cropped, as
+    they are sent to the training process.
 
     Args:
         data: A split with masks.
         config: Number of images, range of the scale and timing budget.
         image_size: Side of the loaded images in pixels.
+
+    Returns:
+        One row per pipeline, torchvision's with uint8 tensors first.
 
     Raises:
         UserError: An image cannot be read.
@@ -169,7 +176,7 @@ def _torchvision_jitter(
     before: list[v2.Transform],
     after: list[v2.Transform],
 ) -> Any:
-    faster_coco_eval.init_as_pycocotools()  # which torchvision would import
+    faster_coco_eval.init_as_pycocotools()  # torchvision would import pycocotools
     transform = v2.Compose(
         [
             *before,
@@ -188,7 +195,7 @@ def _torchvision_jitter(
 
 
 def _rates(runs: Mapping[str, Callable[[], object]], images: int, seconds: float) -> list[DataRow]:
-    """Images per second of each pipeline on one thread, compared with the first."""
+    """Measure the images per second of each pipeline on one thread, compared with the first."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,6 +1,6 @@
 """Time and peak memory of functions that are compared.
 
-Other programs disturb a machine for seconds at a time. Therefore the functions run in turn, and
+Other programs slow down a machine for seconds at a time. Therefore the functions run in turn, and
 medians are reported.
 """
 
@@ -31,8 +31,8 @@ class Measurement:
         runs: Number of timed runs.
         median_ms: Median time of a run.
         spread_ms: Interquartile range of the times.
-        peak_mib: Peak of the memory that torch allocates, above that before the run. It includes
-            the result, but not the scratch space of the libraries that torch calls.
+        peak_mib: Peak memory that torch allocates during a run, minus the memory before the run.
+            It includes the result, but not the workspace of libraries that torch calls.
         failure: Type and first line of the exception of a function that failed.
     """
 
@@ -53,13 +53,13 @@ def measure(
     """Measure time and peak memory of every subject, without TF32.
 
     Args:
-        subjects: Name to function. One that raises an exception does not stop the others.
+        subjects: Functions by name. An exception in one function does not stop the others.
         seconds: Timing budget in seconds, for all subjects together.
-        device: Device that they run on.
+        device: Device that the functions run on.
         inspect: Called with the name and the result of each subject's first run.
 
     Returns:
-        Name to measurement, in the order of ``subjects``.
+        Measurements by name, in the order of ``subjects``.
     """
     peaks: dict[str, int] = {}
     measured: dict[str, Measurement] = {}
@@ -94,16 +94,16 @@ def alternate(
     device: str,
     min_runs: int = 3,
 ) -> dict[str, list[float]]:
-    """Time the subjects in turn, after one run each that is not timed.
+    """Time the subjects in turn, after one warm-up run of each.
 
     Args:
-        subjects: Name to function.
+        subjects: Functions by name.
         seconds: Timing budget in seconds, for all subjects together.
-        device: Device that they run on.
-        min_runs: Number of timed runs that each subject has at least.
+        device: Device that the functions run on.
+        min_runs: Minimum number of timed runs per subject.
 
     Returns:
-        Name to the seconds of every timed run.
+        Times of all timed runs in seconds, by name.
     """
     if not subjects:
         return {}
@@ -129,9 +129,9 @@ def _wait(device: str) -> None:
 
 
 def peak_memory(run: Callable[[], object], device: str) -> int:
-    """Peak of the bytes that torch allocates during ``run()``, above those before it.
+    """Return the peak memory that torch allocates during ``run()``, minus that before, in bytes.
 
-    ``run`` should not free earlier tensors: on a CPU, the profiler does not see that.
+    ``run`` must not free tensors that existed before. On a CPU, the profiler does not see that.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -149,7 +149,16 @@ def peak_memory(run: Callable[[], object], device: str) -> int:
 
 
 def inference(module: nn.Module, x: Tensor, precision: Dtype) -> Callable[[], Tensor]:
-    """A function that runs ``module(x)`` without gradients, under autocast unless ``"32"``."""
+    """Return a function that runs ``module(x)`` without gradients.
+
+    Args:
+        module: A module with one tensor as input and one as output.
+        x: Input of the module.
+        precision: ``"32"`` without autocast, or the dtype of autocast.
+
+    Returns:
+        A function that returns the output.
+    """
 
     def run() -> Tensor:
         with torch.no_grad(), autocast(x.device.type, precision):
@@ -162,17 +171,17 @@ def inference(module: nn.Module, x: Tensor, precision: Dtype) -> Callable[[], Te
 def training(
     module: nn.Module, x: Tensor, precision: Dtype, upstream: Tensor | None = None
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """A function that runs ``module(x)`` and its backward pass.
+    """Return a function that runs ``module(x)`` and its backward pass.
 
     Args:
         module: A module with one tensor as input and one as output.
-        x: Its input.
-        precision: ``"32"``, or the dtype of autocast.
-        upstream: Gradient of the output; ones by default.
+        x: Input of the module.
+        precision: ``"32"`` without autocast, or the dtype of autocast.
+        upstream: Gradient of the output. By default ones.
 
     Returns:
-        A function that returns the gradients of ``x``, if it requires one, and of the parameters
-        in their order.
+        A function that returns the gradients of ``x``, if it requires a gradient, and of the
+        parameters in their order.
     """
     leaves = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
 
@@ -180,7 +189,7 @@ def training(
         with autocast(x.device.type, precision):
             out = module(x)
         gradient = torch.ones_like(out) if upstream is None else upstream.to(out.dtype)
-        # Unlike backward(), leaves nothing behind, so that every run is like the first.
+        # Unlike backward(), this stores no gradients, so every run is like the first.
         return torch.autograd.grad(out, leaves, gradient)
 
     return run

@@ -1,4 +1,4 @@
-"""The benchmark of whole models, which run in turn."""
+"""The benchmark of whole models."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from botvision.errors import UserError
 from botvision.models import create_model
 from botvision.models.flops import count_multiply_adds, count_parameters
 
-# Makes a model (images in, one tensor out), and the side of its images in pixels.
+# A function that builds a model (images in, one tensor out), and the side of its images in pixels.
 Builder = tuple[Callable[[], nn.Module], int]
 
 
 def bench_models(config: ModelBenchConfig, *, quiet: bool = False) -> list[ModelRow]:
     """Measure whole models in turn and compare them with the first.
 
-    Prints a table per mode and precision. An interrupted run has printed and saved what it had
-    measured.
+    Prints one table per mode and precision. An interrupted run prints and saves the rows that it
+    has measured.
 
     Args:
-        config: What to measure.
+        config: Options of the benchmark.
         quiet: Print nothing.
 
     Returns:
-        A row per mode, precision and model.
+        One row per mode, precision and model.
 
     Raises:
-        UserError: There is no such model, a model does not run on images of its size, an option is
+        UserError: A model does not exist or does not run on images of its size, an option is
             invalid, or a file cannot be written.
     """
     config = replace(config, device=bench_device(config.device))
@@ -60,7 +60,9 @@ def bench_models(config: ModelBenchConfig, *, quiet: bool = False) -> list[Model
 def _builder(text: str, image_size: int) -> Builder:
     name, at, pixels = text.partition("@")
     if at and not (pixels.isdecimal() and int(pixels)):
-        raise UserError(f"{text}: give NAME, or NAME@PIXELS with the side of the images")
+        raise UserError(
+            f"{text}: give NAME, or NAME@PIXELS, where PIXELS is the side of the images"
+        )
     size = int(pixels) if at else image_size
     return partial(create_model, name, image_size=size), size
 
@@ -71,19 +73,22 @@ def measure_models(
     *,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Iterator[list[ModelRow]]:
-    """Measure all models in turn: one list of rows per mode and precision.
+    """Measure all models in turn and yield one list of rows per mode and precision.
 
-    Training is the backward pass of the sum of the outputs.
+    In mode ``"train"``, the loss is the sum of the outputs.
 
     Args:
-        models: Name to builder.
-        config: The other options; ``models`` and ``image_size`` are not read.
-        progress: Called with a line about what is measured next.
+        models: Builders by name.
+        config: Options of the benchmark, except ``models`` and ``image_size``, which are not used.
+        progress: Called with a line that describes the next measurement.
+
+    Returns:
+        An iterator over lists of rows, one row per model.
 
     Raises:
         UserError: A model does not run on images of its size.
     """
-    # Before the measurements, so that a model that cannot run is known at once.
+    # Before the measurements, so that a model that cannot run is reported immediately.
     counts = {name: _count(name, build, size) for name, (build, size) in models.items()}
     built = {
         name: build().to(config.device).to(memory_format=torch.channels_last)

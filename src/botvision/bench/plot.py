@@ -13,7 +13,7 @@ from botvision.bench.rows import CONVOLUTION, NO_POSITIONS, TIMM, AttentionRow
 from botvision.visualize.curves import DPI, INK, LABEL_POINTS, PARTS, TOTAL, tidy
 
 PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}
-# What the implementations, which have the other colors, are compared with.
+# Baselines. The implementations have the other colors.
 COMPARED: dict[str, tuple[str, LineStyleType]] = {
     TIMM: (TOTAL, "-"),
     NO_POSITIONS: ("#888888", "--"),
@@ -28,7 +28,7 @@ def plot_attention(rows: Sequence[AttentionRow], path: Path) -> None:
     implementation that ``impl="auto"`` would choose.
 
     Args:
-        rows: Rows of any modes, precisions and maps.
+        rows: Rows to plot, of any modes, precisions and maps.
         path: PNG file to write.
     """
     precisions = list(dict.fromkeys(row.precision for row in rows))
@@ -83,7 +83,7 @@ def plot_attention(rows: Sequence[AttentionRow], path: Path) -> None:
 def _draw(
     axes: Axes, rows: list[AttentionRow], name: str, style: tuple[str, LineStyleType]
 ) -> None:
-    """Draw the line of one subject, without the maps on which it failed."""
+    """Draw the line of one subject, without the maps where it failed."""
     points = sorted(
         (row.height * row.width, getattr(row, name) / row.batch_size, row.auto)
         for row in rows

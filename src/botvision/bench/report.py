@@ -26,12 +26,12 @@ Row = TypeVar("Row", AttentionRow, ModelRow)
 def settings_of(
     config: AttentionBenchConfig | ModelBenchConfig | DataBenchConfig,
 ) -> dict[str, Any]:
-    """The options that decide the rows: all except the files to write."""
+    """Return the options that affect the rows: all options except the files to write."""
     return {name: value for name, value in asdict(config).items() if name not in ("json", "plot")}
 
 
 def header(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The first entries of a result file: kind, time, machine, versions and settings."""
+    """Return the first entries of a result file: kind, time, machine, versions and settings."""
     return {
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -44,7 +44,13 @@ def header(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
 def save_rows(
     path: Path, header: dict[str, Any], rows: Sequence[AttentionRow | ModelRow | DataRow]
 ) -> None:
-    """Write a result file: the entries of ``header``, then ``rows``."""
+    """Write a result file as JSON.
+
+    Args:
+        path: File to write.
+        header: First entries of the file, see ``header``.
+        rows: Rows of the benchmark. They become the entry ``rows``.
+    """
     content = {**header, "rows": [asdict(row) for row in rows]}
     write_text(path, json.dumps(content, indent=2) + "\n")
 
@@ -52,11 +58,11 @@ def save_rows(
 class Report(Generic[Row]):
     """Prints and saves rows while they are measured.
 
-    ``close`` prints what an interrupted run has measured.
+    ``close`` prints the rows of an interrupted run.
 
     Args:
-        header: See ``header``.
-        table: Makes a table of the rows of one mode and precision.
+        header: First entries of the result file, see ``header``.
+        table: Creates a table from the rows of one mode and precision.
         json: File for the rows, saved after each group.
         quiet: Print nothing.
     """
@@ -83,14 +89,14 @@ class Report(Generic[Row]):
         self._console.print(f"{device}, torch {header['versions']['torch']}")
 
     def progress(self, line: str) -> None:
-        """Show what is measured next on standard error."""
+        """Show a line that describes the next measurement on standard error."""
         self._status.update(line)
         self._status.start()
         if not self._stderr.is_terminal:
             self._stderr.print(line)
 
     def add(self, group: Sequence[Row]) -> None:
-        """Save a group of rows, and print the table before it if it begins a new one."""
+        """Save a group of rows. Print the previous table if the group begins a new one."""
         if self._unprinted and _title(self._unprinted[0]) != _title(group[0]):
             self.close()
         self._unprinted += group
@@ -99,7 +105,7 @@ class Report(Generic[Row]):
             save_rows(self._json, self._header, self.rows)
 
     def close(self) -> None:
-        """Print the rows that are not printed yet."""
+        """Print the rows that have not been printed yet."""
         self._status.stop()
         if self._unprinted:
             self._console.print(self._table(self._unprinted), soft_wrap=False)
@@ -110,7 +116,7 @@ class Report(Generic[Row]):
 
 
 def attention_table(rows: Sequence[AttentionRow]) -> Table:
-    """A line per map and layer; the choice of ``impl="auto"`` is bold."""
+    """Return a table with one line per map and layer. The choice of ``impl="auto"`` is bold."""
     table = _table(
         _title(rows[0]),
         left=("map", "batch", "layer"),
@@ -137,7 +143,7 @@ def attention_table(rows: Sequence[AttentionRow]) -> Table:
 
 
 def model_table(rows: Sequence[ModelRow]) -> Table:
-    """A line per model."""
+    """Return a table with one line per model."""
     table = _table(
         f"{_title(rows[0])}, batch {rows[0].batch_size}",
         left=("model",),
@@ -158,7 +164,7 @@ def model_table(rows: Sequence[ModelRow]) -> Table:
 
 
 def data_table(rows: Sequence[DataRow], image_size: int) -> Table:
-    """A line per pipeline."""
+    """Return a table with one line per pipeline."""
     table = _table(
         f"to {image_size} px, one process on one core",
         left=("pipeline",),
@@ -185,7 +191,7 @@ def _table(title: str, *, left: Sequence[str], right: Sequence[str], caption: st
 
 
 def _numbers(row: AttentionRow | ModelRow) -> tuple[str, str, str]:
-    """Median, spread and peak, or dashes for a failure."""
+    """Return median, spread and peak memory as text, or dashes after a failure."""
     if row.median_ms is None or row.spread_ms is None or row.peak_mib is None:
         return "-", "-", "-"
     digits = 2 if row.median_ms < 100 else 1

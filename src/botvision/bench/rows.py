@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from botvision.bench.measure import Measurement
 from botvision.config import Dtype, Mode
 
-# Subjects of `AttentionRow` that are not implementations.
+# Subjects of `AttentionRow` other than implementations.
 TIMM = "timm"
 NO_POSITIONS = "no positions"
 CONVOLUTION = "3x3 convolution"
@@ -24,9 +24,9 @@ class AttentionRow(Measurement):
         width: Width of the map in cells.
         batch_size: Images per run.
         subject: Name of an implementation, or ``TIMM``, ``NO_POSITIONS`` or ``CONVOLUTION``.
-        auto: Whether ``impl="auto"`` would choose it here.
+        auto: Whether ``impl="auto"`` chooses this implementation here.
         relative_error: Norm of the difference from the float64 result, divided by the norm of that
-            result. In training, the largest one over the gradients of the input and all weights.
+            result. In training, the maximum over the gradients of the input and all weights.
         ratio: Median time of timm's layer divided by this one's.
     """
 

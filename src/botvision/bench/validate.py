@@ -14,7 +14,7 @@ from botvision.errors import UserError
 
 
 def bench_device(device: BenchDevice) -> Literal["cpu", "cuda"]:
-    """The device to measure on; ``"auto"`` is CUDA if it is available, else the CPU.
+    """Return the device to measure on. ``"auto"`` selects CUDA if it is available, else the CPU.
 
     Raises:
         UserError: CUDA is not available.
@@ -26,10 +26,10 @@ def bench_device(device: BenchDevice) -> Literal["cpu", "cuda"]:
 
 
 def check_positive(**numbers: float | None) -> None:
-    """Check that every number is above 0 or None.
+    """Check that every number is greater than 0 or None.
 
     Raises:
-        UserError: names the parameter of the first that is not.
+        UserError: A number is not greater than 0. The message names the first one.
     """
     for name, number in numbers.items():
         if number is not None and number <= 0:
@@ -37,10 +37,10 @@ def check_positive(**numbers: float | None) -> None:
 
 
 def check_writable(**paths: Path | None) -> None:
-    """Check that every file can be written, and make its folder.
+    """Check that every file can be written, and create its folder.
 
     Raises:
-        UserError: names the parameter of the first file that cannot be written.
+        UserError: A file cannot be written. The message names the first one.
     """
     for name, path in paths.items():
         if path is None:
@@ -48,7 +48,7 @@ def check_writable(**paths: Path | None) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = "no such folder, and it cannot be made"
+            message = "the folder does not exist and cannot be created"
             raise UserError(message, parameter=name, value=path) from error
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError("cannot be written", parameter=name, value=path)

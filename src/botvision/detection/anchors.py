@@ -16,7 +16,10 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]
     """
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Return one tensor (anchors, 4) per image; only shape and device of the maps matter."""
+        """Return anchors (n, 4), xyxy, float32, per image.
+
+        Only the shapes and the device of the feature maps matter.
+        """
         maps = [
             level.new_empty((), dtype=torch.float32).expand(level.shape) for level in feature_maps
         ]
@@ -27,9 +30,9 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Compute the intersection over union of every pair of boxes.
 
-    The result is bit-for-bit torchvision's. That function works on pairs of coordinates and is
-    3 to 4 times slower on a CPU, where comparing all anchors with the objects of crowded images
-    was a sixth of a training step.
+    The result is bit-for-bit equal to torchvision's. torchvision's function works on pairs of
+    coordinates and is 3 to 4 times slower on a CPU. There, comparing all anchors with the objects
+    of crowded images took a sixth of a training step.
 
     Args:
         boxes: (n, 4), xyxy, float32.

@@ -49,7 +49,7 @@ class PyramidBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if has_position_tables(name):
-            # An object has the same size in cells on every canvas, and so the same distances.
+            # An object covers the same number of cells on every canvas, so distances stay the same.
             model_args = {"table_resize": "slice", **model_args}
         try:
             body: Any = create_model(
@@ -61,7 +61,7 @@ class PyramidBackbone(nn.Module):
             )
         except TypeError as error:
             raise UserError(
-                f"{name} does not take {model_args} ({error})", parameter="model_args"
+                f"{name} does not accept {model_args} ({error})", parameter="model_args"
             ) from error
         except (RuntimeError, AssertionError, IndexError) as error:
             raise UserError(
@@ -73,7 +73,7 @@ class PyramidBackbone(nn.Module):
         strides = body.feature_info.reduction()
         if strides[0] != 4 or getattr(body, "output_fmt", "NCHW") != "NCHW":
             raise UserError(
-                f"has features at strides {strides}, not from 4 on in NCHW layout; "
+                f"must return NCHW features from stride 4 on, but its strides are {strides}; "
                 "give a convolutional model such as resnet50",
                 parameter="model",
                 value=name,
@@ -119,7 +119,7 @@ class PyramidBackbone(nn.Module):
         return list(children.values())[:stop] if count else []
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """(B, 3, S, S) -> levels "0" to "3" (p2 to p5) and "pool" (p6)."""
+        """Return the levels "0" to "3" (p2 to p5) and "pool" (p6) of images (B, 3, S, S)."""
         features = OrderedDict((str(i), f) for i, f in enumerate(self.body(x)))
         levels: OrderedDict[str, Tensor] = self.fpn(features)
         return levels

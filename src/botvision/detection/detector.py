@@ -33,9 +33,9 @@ Detection = dict[str, Tensor]
 class FixedCanvas(nn.Module):
     """Normalizes images and pads them with zeros, right and bottom, to squares of one size.
 
-    As in the paper's code base, every image of every batch has the same canvas, so what the
-    attention sees never depends on the other images of the batch. It replaces torchvision's
-    ``GeneralizedRCNNTransform`` and does not resize: images come in at the size to be seen.
+    As in the paper's code base, every image of every batch has the same canvas, so the input of the
+    attention does not depend on the other images of the batch. This class replaces torchvision's
+    ``GeneralizedRCNNTransform``. It does not resize images, so they must have their final size.
 
     Args:
         size: side of the canvas, pixels.
@@ -61,8 +61,8 @@ class FixedCanvas(nn.Module):
 
         Args:
             images: uint8 (3, h, w), with h and w at most ``size``.
-            targets: returned as they are.
-            size: side of the canvas, pixels; by default the module's own.
+            targets: returned unchanged.
+            size: side of the canvas in pixels. By default the module's own.
 
         Returns:
             The canvases (B, 3, size, size) with height and width of each image, and the targets.
@@ -86,7 +86,18 @@ class FixedCanvas(nn.Module):
     def postprocess(
         self, result: list[Detection], image_shapes: Any, original_image_sizes: Any
     ) -> list[Detection]:
-        """Keep boxes in canvas pixels and masks at 28x28; evaluation pastes masks one by one."""
+        """Return the detections unchanged: boxes in canvas pixels, masks of 28x28.
+
+        Evaluation pastes the masks into the image one by one.
+
+        Args:
+            result: detections per image.
+            image_shapes: not used.
+            original_image_sizes: not used.
+
+        Returns:
+            ``result``.
+        """
         return result
 
 
@@ -112,7 +123,7 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
 
     @property
     def num_classes(self) -> int:
-        """Object classes, without the background."""
+        """Number of object classes, without the background."""
         rows: int = self.roi_heads.box_predictor.cls_score.out_features
         return rows - 1
 
@@ -131,10 +142,10 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
         max_detections: int | None = None,
         canvas_size: int | None = None,
     ) -> dict[str, Tensor] | list[Detection]:
-        """Compute the losses in training mode, detect in evaluation mode.
+        """Compute the losses in training mode, or detect objects in evaluation mode.
 
-        The keyword arguments hold for this call and for detections only; nothing about the module
-        changes. By default they are the detector's own.
+        The keyword arguments apply to this call only, and only in evaluation mode. By default the
+        detector's own settings are used.
 
         Args:
             images: uint8 (3, h, w), h and w at most the canvas size.
@@ -142,14 +153,14 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
                 ``labels`` (n,) int64 from 1 on and, for Mask R-CNN, ``masks`` (n, h, w) uint8.
             score_threshold: score that a detection must exceed.
             max_detections: maximum detections per image.
-            canvas_size: side of the square canvas, pixels; a multiple of 64 if it is not the
-                detector's ``image_size``.
+            canvas_size: side of the square canvas in pixels. It must be a multiple of 64 if it
+                differs from the detector's ``image_size``.
 
         Returns:
-            In training the losses by name. Otherwise, per image and best first, ``boxes`` (n, 4)
-            float32, xyxy in pixels of the image as it came in, ``labels`` (n,) int64, ``scores``
-            (n,) float32 and, for Mask R-CNN, ``masks`` (n, 1, 28, 28), probabilities inside the
-            box.
+            In training, the losses by name. In evaluation, the detections of each image, sorted by
+            descending score: ``boxes`` (n, 4) float32, xyxy in pixels of the input image,
+            ``labels`` (n,) int64, ``scores`` (n,) float32 and, for Mask R-CNN, ``masks``
+            (n, 1, 28, 28), probabilities inside the box.
         """
         if self.training:
             losses: dict[str, Tensor] = super().forward(images, targets)
@@ -183,14 +194,17 @@ def build_detector(
 
     Args:
         model: name of the backbone, a model of botvision or timm.
-        num_classes: object classes, without the background.
-        image_size: side of the square input, pixels; a multiple of 32.
-        task: with or without masks.
+        num_classes: number of object classes, without the background.
+        image_size: side of the square input in pixels, a multiple of 32.
+        task: ``"segmentation"`` adds a mask branch, ``"detection"`` does not.
         norm: batch norm of the backbone and the pyramid, see ``PyramidBackbone``.
-        config: settings of the detector; by default those of the paper's code base.
+        config: settings of the detector. By default those of the paper's code base.
         model_args: further arguments of the backbone.
-        box_head: replaces the box head that ``config`` describes; a module that turns regions
-            (N, fpn_channels, 7, 7) into features (N, width) of any width.
+        box_head: module that replaces the box head that ``config`` describes. It maps regions
+            (N, fpn_channels, 7, 7) to features (N, width) of any width.
+
+    Returns:
+        The detector with random weights.
 
     Raises:
         UserError: the backbone has no feature pyramid, or ``box_head`` does not return (N, width).
@@ -199,7 +213,7 @@ def build_detector(
     backbone = PyramidBackbone(
         model, image_size, channels=config.fpn_channels, norm=norm, model_args=model_args or {}
     )
-    # The order in which the parts are made decides which random weights each of them draws.
+    # The order in which the parts are created determines the random weights of each part.
     if box_head is None:
         box_head, box_width = _box_head(config), config.box_head_dim
     else:
@@ -271,7 +285,7 @@ def _mask_branch(
 
 
 def _output_width(box_head: nn.Module, channels: int) -> int:
-    """Width of what the head returns for two regions of zeros; its modes stay as they are."""
+    """Return the width of the head's output for two regions of zeros. Its modes do not change."""
     modes = {part: part.training for part in box_head.modules()}
     device = next((p.device for p in box_head.parameters()), None)
     shape = (2, channels, 7, 7)

@@ -25,7 +25,7 @@ from torchvision.ops.poolers import LevelMapper
 from botvision.detection.anchors import box_iou
 
 # Boxes are decoded in the dtype of the deltas. In bf16 a coordinate of 1000 pixels would be off by
-# up to 2, and a proposal of no width makes the loss NaN. Hence `RPNHead` and `BoxPredictor`.
+# up to 2, and a proposal of width 0 makes the loss NaN. `RPNHead` and `BoxPredictor` prevent this.
 
 
 class RPNHead(rpn.RPNHead):  # type: ignore[misc]
@@ -66,23 +66,26 @@ class BoxPredictor(faster_rcnn.FastRCNNPredictor):  # type: ignore[misc]
     """Box predictor with float32 outputs, also under autocast."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, width) -> class logits (N, classes + 1) and box deltas (N, 4 * (classes + 1))."""
+        """Return class logits (N, classes + 1) and box deltas (N, 4 * (classes + 1)).
+
+        ``x`` contains features (N, width).
+        """
         logits, deltas = super().forward(x)
         return logits.float(), deltas.float()
 
 
 class PaddedRows(nn.Module):
-    """Mixin: pads the batch with rows of zeros to a multiple of 64 and cuts them off the output.
+    """Mixin that pads the batch with zeros to a multiple of 64 and removes them from the output.
 
-    The number of regions differs from step to step. On a CPU every new number costs the compilation
+    The number of regions differs between steps. On a CPU, every new number causes the compilation
     of the kernels of each convolution, forward and backward, which takes up to 0.4 s per kernel.
-    Not for modules with batch norm, whose statistics the zeros would change.
+    Modules with batch norm cannot use this mixin, because the zeros would change their statistics.
     """
 
     multiple = 64
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (N, ...), what the other base class computes."""
+        """Return the output of the other base class for ``x`` (N, ...)."""
         rows = len(x)
         padding = (0, 0) * (x.ndim - 1) + (0, -rows % self.multiple)
         output: Tensor = super().forward(F.pad(x, padding))
@@ -98,7 +101,7 @@ class MaskPredictor(PaddedRows, mask_rcnn.MaskRCNNPredictor):  # type: ignore[mi
 
 
 class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]
-    """Box and mask heads whose score threshold and number of detections can be set per call."""
+    """Box and mask heads with score threshold and maximum detections as arguments of each call."""
 
     def forward(
         self,
@@ -116,7 +119,8 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]
             features: pyramid levels by name, each (B, channels, h, w).
             proposals: boxes (n, 4) per image, xyxy in pixels.
             image_shapes: height and width of each image on the canvas.
-            targets: in training, torchvision's: ``boxes``, ``labels`` and ``masks`` per image.
+            targets: required in training: ``boxes``, ``labels`` and ``masks`` per image, as in
+                torchvision.
             score_threshold: score that a detection must exceed; by default the heads' own.
             max_detections: maximum detections per image; by default the heads' own.
 
@@ -152,7 +156,7 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]
         score_threshold: float | None = None,
         max_detections: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Select detections as torchvision does, with settings as arguments.
+        """Select detections as torchvision does, with the settings as arguments.
 
         Args:
             class_logits: (N, classes + 1), for the proposals of all images.
@@ -163,13 +167,13 @@ class RoIHeads(roi_heads.RoIHeads):  # type: ignore[misc]
             max_detections: maximum detections per image; by default the heads' own.
 
         Returns:
-            Per image, best first, boxes (n, 4), scores (n,) and labels (n,).
+            Boxes (n, 4), scores (n,) and labels (n,) per image, sorted by descending score.
         """
         threshold = self.score_thresh if score_threshold is None else score_threshold
         limit = self.detections_per_img if max_detections is None else max_detections
         counts = [len(boxes) for boxes in proposals]
         all_boxes = self.box_coder.decode(box_regression, proposals)
-        all_boxes = all_boxes.reshape(*class_logits.shape, 4)  # also where there are none
+        all_boxes = all_boxes.reshape(*class_logits.shape, 4)  # also without proposals
         all_scores: Any = class_logits.softmax(-1)
         found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for boxes, scores, shape in zip(

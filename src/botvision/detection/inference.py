@@ -13,16 +13,16 @@ from botvision.detection.detector import Detection, Detector
 from botvision.detection.tta import TTA
 from botvision.errors import UserError
 
-# A box within this share of its tile's side of the tile's border may be the rest of an object that
-# the border cuts: where exactly its edge lies is the detector's guess.
+# A box this close to the border of its tile, as a fraction of the tile's side, may be part of an
+# object that the border cuts. The exact position of its edge is an estimate of the detector.
 _BORDER = 1 / 64
 
 
 def check_limits(score_threshold: float | None, max_detections: int | None) -> None:
-    """Check the settings of ``detect`` before there is an image to detect on.
+    """Check settings of ``detect`` before any image is read.
 
     Raises:
-        UserError: a threshold outside [0, 1], or fewer than one detection.
+        UserError: ``score_threshold`` is outside [0, 1], or ``max_detections`` is less than 1.
     """
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise UserError(
@@ -42,28 +42,29 @@ def detect(
     tta: TTA = TTA(),  # noqa: B008, it is frozen
     batch_size: int = 1,
 ) -> list[Detection]:
-    """Detect objects in images; the detector stays as it is.
+    """Detect objects in images. The detector is not changed.
 
-    Detections of several views go through one more non-maximum suppression per class, at the
-    detector's own threshold. Those of a tile that touch a border of it inside the image are left
-    out, because a neighboring tile or the whole image shows more of the object.
+    Detections of several views are merged by non-maximum suppression per class, at the detector's
+    own threshold. A detection that touches the border of its tile inside the image is removed,
+    because a neighboring tile or the whole image shows more of the object.
 
     Args:
-        detector: in eval mode.
-        images: RGB, of any size.
-        score_threshold: score that a detection must exceed; by default the detector's own.
-        max_detections: maximum detections per view, and per image; by default the detector's own.
-        tta: test-time augmentation; by default the whole image once.
-        batch_size: augmented views on the device at once.
+        detector: a detector in eval mode.
+        images: RGB images of any size.
+        score_threshold: score that a detection must exceed. By default the detector's own.
+        max_detections: maximum detections per view and per image. By default the detector's own.
+        tta: test-time augmentation. By default the detector runs on the whole image only.
+        batch_size: number of augmented views per batch.
 
     Returns:
-        Per image, on the CPU, best first, ``boxes`` (n, 4) float64, xyxy in pixels of the image,
-        ``labels`` (n,) int64, ``scores`` (n,) float32 and, with masks, ``masks`` (n, 1, 28, 28),
-        probabilities inside the box in the precision that the model ran in.
+        The detections of each image on the CPU, sorted by descending score: ``boxes`` (n, 4)
+        float64, xyxy in pixels of the image, ``labels`` (n,) int64, ``scores`` (n,) float32 and,
+        for a Mask R-CNN, ``masks`` (n, 1, 28, 28), probabilities inside the box in the precision of
+        the model.
 
     Raises:
-        UserError: a threshold outside [0, 1], fewer than one detection, or a scale that needs a
-            larger canvas than the backbone supports.
+        UserError: ``score_threshold`` is outside [0, 1], ``max_detections`` is less than 1, or a
+            scale requires a larger canvas than the backbone supports.
     """
     check_limits(score_threshold, max_detections)
     device = next(detector.parameters()).device
@@ -96,9 +97,10 @@ def detect(
 
 
 def _canvas_size(view: CropResizeFlip, own_size: int) -> int:
-    """The detector's own size, or for a larger view the next multiple of 64.
+    """Return the detector's own size, or the next multiple of 64 for a larger view.
 
-    Of 64, not 32: torchvision computes the stride of p6 as the canvas over its cells, rounded down.
+    A multiple of 32 is not enough: torchvision computes the stride of p6 as the canvas size divided
+    by the number of its cells, rounded down.
     """
     side = max(view.height, view.width)
     return own_size if side <= own_size else -(-side // 64) * 64
@@ -135,10 +137,10 @@ def _in_image(detection: Detection, view: CropResizeFlip, size: tuple[int, int])
 
 
 def _merged(parts: list[Detection], nms_threshold: float, limit: int) -> Detection:
-    """Merge the detections of several views; those of a single view stay as they are."""
+    """Merge the detections of several views. Detections of a single view are not changed."""
     if len(parts) == 1:
         return parts[0]
     found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    # In float64: torchvision tells classes apart by moving them far away from each other.
+    # In float64, because torchvision separates classes by adding large offsets to their boxes.
     best = batched_nms(found["boxes"], found["scores"].double(), found["labels"], nms_threshold)
     return {name: value[best[:limit]] for name, value in found.items()}

@@ -11,21 +11,22 @@ _SMALLEST_TILE = 32
 
 @dataclass(frozen=True)
 class TTA:
-    """Test-time augmentation; by default an image has one view, the whole of it.
+    """Test-time augmentation. By default the only view is the whole image.
 
-    The whole image and, with ``tile``, its tiles are each seen at every scale and, with ``flip``,
-    also mirrored.
+    The detector runs on the whole image and, with ``tile``, on its tiles: at every scale and, with
+    ``flip``, also mirrored.
 
     Args:
         flip: also mirror every view.
-        scales: scales of the views, positive. At scale 1 the longer side of the image, and the side
-            of a tile, has the detector's image size.
-        tile: side of the tiles in pixels of the image, at least 32. An image that is no larger has
-            none. Neighboring tiles share at least a quarter of their side, so an object up to that
-            size is whole in one of them.
+        scales: positive scales of the views. At scale 1, the longer side of the image, or the side
+            of a tile, is resized to the detector's image size.
+        tile: side of the tiles in pixels of the image, at least 32. An image that is not larger
+            than a tile has no tiles. Neighboring tiles overlap by at least a quarter of their side,
+            so an object up to that size is completely inside one of them.
 
     Raises:
-        UserError: a scale that is not a positive number, no scale, or a tile below 32 pixels.
+        UserError: there is no scale, a scale is not a positive number, or a tile is smaller than 32
+            pixels.
     """
 
     flip: bool = False
@@ -56,6 +57,10 @@ class TTA:
             width: width of the image, pixels.
             height: height of the image, pixels.
             image_size: side of the detector's canvas, pixels.
+
+        Returns:
+            The views: for each part of the image every scale, and for each scale the view and its
+            mirror image.
         """
         parts = [((0, 0, width, height), max(width, height))]
         if self.tile is not None and max(width, height) > self.tile:
@@ -77,7 +82,7 @@ def _tiles(width: int, height: int, side: int) -> list[tuple[int, int, int, int]
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Starts, evenly spaced, of the fewest tiles that cover `length` pixels and share a quarter."""
+    """Return evenly spaced starts of the fewest tiles that cover ``length`` and share a quarter."""
     step = side - side // 4
     gaps = max(0, -((side - length) // step))
     return [i * (length - side) // max(gaps, 1) for i in range(gaps + 1)]

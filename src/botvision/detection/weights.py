@@ -1,4 +1,4 @@
-"""Initial weights of a detector: a backbone's, an earlier run's, or torchvision's COCO weights."""
+"""Initial weights of a detector, from a backbone, an earlier run or torchvision's COCO weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from botvision.detection.detector import Detector
 from botvision.errors import UserError
 from botvision.models.weights import WeightsReport, load_tensors, read_weights, weights_file
 
-# Published with frozen batch norms that add no epsilon to the variance (torchvision's
-# `overwrite_eps`); the file of that name is these weights too.
+# These weights were published for frozen batch norm that adds no epsilon to the variance
+# (torchvision's `overwrite_eps`). The file with this name contains the same weights.
 _NO_EPSILON = "rcnn_resnet50_fpn_coco"
 _EPSILON = 1e-5
 
@@ -32,7 +32,7 @@ _RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
         lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}",
     ),
 ]
-# One row, or for boxes four, for the background and each class.
+# One row per class and for the background. The box deltas have four.
 _BY_CLASS = (
     "roi_heads.box_predictor.cls_score.",
     "roi_heads.box_predictor.bbox_pred.",
@@ -46,9 +46,9 @@ class DetectorWeightsReport:
 
     Attributes:
         tensors: tensors loaded, new and ignored.
-        kept: names of the classes that keep the weights of the file.
-        new: names of the classes that the file does not have.
-        unused: names of the classes of the file that the detector does not have.
+        kept: names of the classes whose weights come from the file.
+        new: names of the detector's classes that the file does not contain.
+        unused: names of the classes in the file that the detector does not have.
     """
 
     tensors: WeightsReport
@@ -57,11 +57,14 @@ class DetectorWeightsReport:
     unused: list[str]
 
     def __str__(self) -> str:
-        lines = [str(self.tensors), f"  classes known to it: {', '.join(self.kept) or 'none'}"]
+        lines = [
+            str(self.tensors),
+            f"  classes with weights in the file: {', '.join(self.kept) or 'none'}",
+        ]
         if self.new:
-            lines.append(f"  new classes, drawn at random: {', '.join(self.new)}")
+            lines.append(f"  new classes with random weights: {', '.join(self.new)}")
         if self.unused:
-            lines.append(f"  its classes that are not wanted: {', '.join(self.unused)}")
+            lines.append(f"  unused classes of the file: {', '.join(self.unused)}")
         return "\n".join(lines)
 
 
@@ -71,23 +74,25 @@ def load_detector_weights(
     """Load the weights of ``source`` into a detector.
 
     Weights of a backbone are loaded into the body only, see ``load_weights``. Weights of a
-    detector are loaded everywhere. Rows of the predictors are matched by the names of the classes;
-    rows of other classes keep their random weights. Everything but the attention of a BoTNet can
-    come from a detector with a ResNet, and everything but the mask branch of a Mask R-CNN from a
-    Faster R-CNN.
+    detector are loaded into all parts. Rows of the predictors are matched by class name, and rows
+    of other classes keep their random weights. A detector with a ResNet can provide all weights of
+    a BoTNet detector except those of the attention. A Faster R-CNN can provide all weights of a
+    Mask R-CNN except those of the mask branch.
 
     Args:
-        detector: the detector to load into.
-        source: a run folder or its ``best.safetensors``; a file of a backbone, or of a torchvision
-            detector such as ``maskrcnn_resnet50_fpn``; the name of such a detector, whose COCO
-            weights are downloaded; or a name of timm, whose ImageNet weights are downloaded.
+        detector: detector to load the weights into.
+        source: one of the following. A run folder or its ``best.safetensors``. A weights file of a
+            backbone or of a torchvision detector such as ``maskrcnn_resnet50_fpn``. The name of
+            such a detector, whose COCO weights are downloaded. The name of a timm model, whose
+            ImageNet weights are downloaded.
         classes: names of the detector's classes, in the order of its labels.
 
     Returns:
-        What was loaded; for a backbone without the classes.
+        A report of the loaded tensors and, unless the weights are those of a backbone, the classes.
 
     Raises:
-        UserError: no such file or name, no network, or weights of another architecture.
+        UserError: the file or name does not exist, the download failed, or the weights belong to
+            another architecture.
     """
     if str(source) in torchvision.models.list_models(torchvision.models.detection):
         names, tensors = _published(str(source))
@@ -124,7 +129,7 @@ def load_detector_weights(
 
 
 def _published(name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Classes and COCO weights of a torchvision detector, from its cache or downloaded."""
+    """Return the classes and COCO weights of a torchvision detector, cached or downloaded."""
     weights: Any = torchvision.models.get_model_weights(name).DEFAULT
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True)
@@ -140,7 +145,7 @@ def _published(name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
 
 
 def _class_names(file: Path, tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """Names of the classes in a detector's file; none if the file does not name them."""
+    """Return the class names in a detector's file, or none if the file does not contain them."""
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             card = json.loads((opened.metadata() or {}).get("botvision", "{}"))
@@ -158,14 +163,14 @@ def _renamed(name: str) -> str:
 
 
 def _with_epsilon(tensors: dict[str, Tensor], file: str) -> dict[str, Tensor]:
-    """Adapt variances to batch norms that add an epsilon to them, as ours do."""
+    """Adapt variances to batch norm layers that add an epsilon, as in this library."""
     if _NO_EPSILON not in file:
         return tensors
     return {n: t - _EPSILON if n.endswith("running_var") else t for n, t in tensors.items()}
 
 
 def _with_rows(own: Tensor, theirs: Tensor, rows: dict[int, int], classes: int) -> Tensor:
-    """``own`` with their rows of the background and of the classes ``rows`` (their label: ours)."""
+    """Return ``own`` with the file's rows of the background and of ``rows`` (its label: ours)."""
     per_class = len(own) // (classes + 1)
     if own.shape[1:] != theirs.shape[1:] or len(theirs) % per_class:
         return theirs
@@ -177,7 +182,7 @@ def _with_rows(own: Tensor, theirs: Tensor, rows: dict[int, int], classes: int) 
 
 
 def _differing_settings(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
-    """Parameters whose values in a detector's tensors differ from those in ``own``."""
+    """Return the settings of the file's detector that differ from those of ``own``."""
     wanted, given = _settings(tensors), _settings(own)
     return [f"`{name}` {value}" for name, value in wanted.items() if given[name] != value]
 
@@ -192,7 +197,7 @@ def _settings(tensors: dict[str, Tensor]) -> dict[str, str]:
     norm = any(name.startswith("backbone.fpn.inner_blocks.0.1.") for name in tensors)
     heads = ("roi_heads.box_head.0.1.", "roi_heads.mask_head.0.1.")
     settings = {
-        # A file does not tell plain from synchronized batch norm.
+        # A file does not distinguish plain from synchronized batch norm.
         "norm": "plain" if norm else "frozen",
         "detector.fpn_channels": size("backbone.fpn.layer_blocks.0.0.weight", 0),
         "detector.rpn_convs": convolutions(r"rpn\.head\.conv\.(\d+)\.0\.weight"),
