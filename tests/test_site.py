@@ -60,3 +60,6 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
     loaded = r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(?:https?:)?//|<link[^>]*stylesheet[^>]*//"""
     for page in pages:
         assert re.findall(loaded, page.read_text(encoding="utf-8")) == [], page.name
+    for sheet in tmp_path.rglob("*.css"):
+        content = sheet.read_text(encoding="utf-8")
+        assert re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""", content) == [], sheet.name
