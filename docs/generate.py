@@ -1,6 +1,6 @@
 """Tables and figures of the documentation, made by the code that they describe.
 
-``python docs/generate.py`` rewrites the tables in models.md and the figure of how-it-works.md.
+``python docs/generate.py`` rewrites the tables in models.md and the figures of how-it-works.md.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor, nn
 
+import botvision
 from botvision.attention.position import relative_logits
 from botvision.models import list_models
 from botvision.models.summary import summarize
@@ -25,23 +29,21 @@ PAIRS = ("resnet50-botnet50-1024", "resnet50-botnet50-224", "efficientnet-b7-bot
 def models_table() -> str:
     """The paper's models, counted now, and what the paper reports."""
     lines = [
-        "| model | image size | parameters | multiply-adds | paper: parameters | multiply-adds | "
-        "top-1 |",
+        "| model | image size (px) | parameters (M) | paper | multiply-adds (G) | paper |"
+        " top-1 (%), paper |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in list_models():
         row = summarize(name)
         paper = row.paper
-        published = ["", "", ""]
+        parameters = multiply_adds = top1 = ""
         if paper is not None:
-            published = [
-                f"{paper.parameters:g} M",
-                f"{paper.multiply_adds:g} G" if paper.multiply_adds else "",
-                f"{paper.top1:g} %" if paper.top1 else "",
-            ]
-        own = [f"`{name}`", str(row.image_size), f"{row.parameters / 1e6:.2f} M"]
+            parameters = f"{paper.parameters:g}"
+            multiply_adds = f"{paper.multiply_adds:g}" if paper.multiply_adds else ""
+            top1 = f"{paper.top1:.1f}" if paper.top1 else ""
         lines.append(
-            "| " + " | ".join([*own, f"{row.multiply_adds / 1e9:.2f} G", *published]) + " |"
+            f"| `{name}` | {row.image_size} | {row.parameters / 1e6:.2f} | {parameters} | "
+            f"{row.multiply_adds / 1e9:.2f} | {multiply_adds} | {top1} |"
         )
     return "\n".join(lines)
 
@@ -49,7 +51,8 @@ def models_table() -> str:
 def speed_table() -> str:
     """Time and memory of whole models, from the recorded benchmarks."""
     lines = [
-        "| model | image size | batch | precision | median time | images/s | peak memory |",
+        "| model | image size (px) | batch | precision | median time (ms) | images/s |"
+        " peak memory (MiB) |",
         "|---|---|---|---|---|---|---|",
     ]
     for pair in PAIRS:
@@ -58,8 +61,7 @@ def speed_table() -> str:
             precision = {"32": "float32"}.get(row["precision"], row["precision"])
             lines.append(
                 f"| `{row['model']}` | {row['image_size']} | {row['batch_size']} | {precision} | "
-                f"{row['median_ms']:.0f} ms | {row['images_per_second']:.1f} | "
-                f"{row['peak_mib']:.0f} MiB |"
+                f"{row['median_ms']:.0f} | {row['images_per_second']:.1f} | {row['peak_mib']:.0f} |"
             )
     return "\n".join(lines)
 
@@ -98,14 +100,92 @@ def draw_positions(path: Path, height: int = 6, width: int = 9) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_chain(axes: Axes, title: str, steps: list[tuple[str, bool]], across: bool) -> None:
+    """Boxes with arrows between them, downwards or from left to right; attention is orange."""
+    axes.set_title(title, fontsize=10)
+    axes.axis("off")
+    for number, (label, attends) in enumerate(steps):
+        at = (number, 0) if across else (0, -number)
+        color = "#fbe3d2" if attends else "#e3ecf7"
+        axes.annotate(
+            label,
+            xy=at,
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox={"boxstyle": "round,pad=0.5", "fc": color, "ec": "#d55e00" if attends else "#555"},
+        )
+        if number:
+            before = (number - 0.56, 0) if across else (0, 0.62 - number)
+            after = (number - 0.44, 0) if across else (0, 0.38 - number)
+            axes.annotate("", xy=after, xytext=before, arrowprops={"arrowstyle": "->"})
+    last = len(steps) - 0.5
+    axes.set(xlim=(-0.5, last) if across else (-1, 1), ylim=(-1, 1) if across else (-last, 0.5))
+
+
+def draw_surgery(path: Path) -> None:
+    """The layers of a block of c5 in ResNet-50 and in BoTNet-50, read off the two models."""
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained", facecolor="white")
+    panels = zip(figure.subplots(1, 2), ("resnet50", "botnet50"), strict=True)
+    for axes, name in panels:
+        block = botvision.create_model(name).layer4[1]
+        steps = []
+        for layer in (block.conv1, block.conv2, block.conv3):
+            attends = not isinstance(layer, nn.Conv2d)
+            if attends:
+                steps.append((f"MHSA, {layer.num_heads} heads, {layer.dim} channels", True))
+            else:
+                side, _ = layer.kernel_size
+                widths = f"{layer.in_channels} to {layer.out_channels}"
+                steps.append((f"{side}x{side} convolution, {widths} channels", False))
+        million = sum(parameter.numel() for parameter in block.parameters()) / 1e6
+        draw_chain(axes, f"{name}, layer4[1]: {million:.2f} M parameters", steps, across=False)
+    figure.savefig(path, dpi=110)
+
+
+def feature_sizes(name: str, image_size: int) -> list[tuple[str, bool]]:
+    """Sizes of the feature maps from c4 to the last block of c5, from a forward pass."""
+    with torch.device("meta"):
+        model = botvision.create_model(name, image_size=image_size).eval()
+    steps: list[tuple[str, bool]] = []
+
+    def note(label: str, attends: bool) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            height, width = (inputs[0] if attends else output).shape[-2:]
+            steps.append((f"{label}\n{height} x {width}", attends))
+
+        return hook
+
+    model.layer3.register_forward_hook(note("c4", False))
+    for block in model.layer4:
+        attention = block.conv2
+        attention.qkv.register_forward_hook(note("MHSA", True))
+        if not isinstance(attention.pool, nn.Identity):
+            attention.pool.register_forward_hook(note("2x2 average\npooling", False))
+    model.layer4.register_forward_hook(note("c5", False))
+    model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return steps
+
+
+def draw_strides(path: Path) -> None:
+    """Where BoTNet-50 and BoTNet-S1-50 attend and where they pool."""
+    figure = Figure(figsize=(9.6, 2.4), layout="constrained", facecolor="white")
+    panels = (("botnet50", 1024), ("botnet50_s1", 224))
+    for axes, (name, size) in zip(figure.subplots(2, 1), panels, strict=True):
+        draw_chain(axes, f"{name}, {size} px", feature_sizes(name, size), across=True)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
-    """Rewrite the tables and the figure."""
+    """Rewrite the tables and the figures."""
     page = DOCS / "models.md"
     text = page.read_text(encoding="utf-8")
     for name, table in (("models", models_table()), ("speed", speed_table())):
         text = with_table(text, name, table)
     page.write_text(text, encoding="utf-8")
     draw_positions(DOCS / "images" / "positions.png")
+    draw_surgery(DOCS / "images" / "surgery.png")
+    draw_strides(DOCS / "images" / "strides.png")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,29 @@ def test_the_library_does_not_speak_of_flags():
     assert found == []
 
 
+def public_functions(node, owner=""):
+    """(name, definition) of the functions and methods that have documentation of their own."""
+    for part in node.body:
+        if isinstance(part, ast.ClassDef) and not part.name.startswith("_"):
+            yield from public_functions(part, f"{part.name}.")
+        elif isinstance(part, ast.FunctionDef) and not part.name.startswith(("_", "on_")):
+            yield owner + part.name, part
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if "src" in path.parts and path.name != "triton_kernels.py"],
+    ids=lambda path: str(path.relative_to(ROOT / "src")),
+)
+def test_three_parameters_are_documented(path):
+    """Which of them, and what they return, is for ruff's rules D417 and DOC."""
+    for name, function in public_functions(ast.parse(path.read_text(encoding="utf-8"))):
+        arguments = function.args.args + function.args.posonlyargs + function.args.kwonlyargs
+        named = [one.arg for one in arguments if one.arg not in ("self", "cls")]
+        documented = "Args:" in (ast.get_docstring(function) or "")
+        assert documented or len(named) < 3, f"{path.name}:{function.lineno} {name} has no Args:"
+
+
 def test_the_best_score_of_an_old_checkpoint_is_kept():
     """Else the resumed run would replace its best model by a worse one."""
     for name in ("CocoEvaluation", "ClassEvaluation"):

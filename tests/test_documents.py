@@ -20,14 +20,18 @@ DOCUMENTS = [
     ROOT / "benchmarks" / "README.md",
 ]
 RECIPES = sorted(RECIPES_FOLDER.rglob("*.yaml"))
+OF_LAUNCHERS = {  # torchrun and srun
+    *("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--ntasks-per-node"),
+}
 OF_BENCHMARKS = {"--plan", "--detections", "--classes"}  # of the scripts in benchmarks/
 
 
 def documented_commands():
     """(document, command line) for every command in a block, in `code` or in a recipe's comment."""
     for path in [*DOCUMENTS, *RECIPES]:
-        text = path.read_text(encoding="utf-8")
-        lines = re.findall(r"^(?:#\s+)?botvision (\w+ .+)$", text, re.MULTILINE)
+        text = re.sub(r"\s*\\\n\s*", " ", path.read_text(encoding="utf-8"))  # continued lines
+        start = r"^(?:#\s+|(?:torchrun|srun) [^`\n]*?)?botvision "
+        lines = re.findall(start + r"(\w+ .+)$", text, re.MULTILINE)
         lines = [re.split(r"\s{2,}|#", line)[0] for line in lines]
         lines += re.findall(r"`botvision (\w+\s[^`]+)`", text)
         for line in lines:
@@ -67,7 +71,7 @@ def test_every_option_exists(path):
     made += [make() for make, _, _ in COMMANDS.values()]
     made += bench_parser()._subcommands_action.choices.values()
     options = {option for parser in made for option in parser._option_string_actions}
-    options.add("--debug")  # of every command
+    options |= {"--debug", *OF_LAUNCHERS}  # --debug is an option of every command
     mentioned = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8"))
     if path.parent.name == "benchmarks":
         options |= OF_BENCHMARKS

@@ -44,7 +44,7 @@ def test_the_tables_are_current():
 
 @pytest.mark.skipif(
     not (importlib.util.find_spec("material") and importlib.util.find_spec("mkdocstrings")),
-    reason="the docs extra is not installed (make docs installs it)",
+    reason="the docs extra is not installed (make install installs it)",
 )
 def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
     done = subprocess.run(

@@ -56,6 +56,12 @@ def load_recipe(name: str, task: Task | None = None) -> dict[str, Any]:
 def read_settings(path: Path | str) -> dict[str, Any]:
     """Read the settings in a YAML file, such as a run's ``config.yaml``.
 
+    Args:
+        path: the YAML file.
+
+    Returns:
+        The settings by name, without the ``resolved`` values and ``versions`` of a run.
+
     Raises:
         UserError: the file does not exist or does not contain a YAML mapping.
     """
@@ -105,7 +111,11 @@ def make_config(config: type[ConfigT], *layers: Mapping[str, Any]) -> ConfigT:
 def plain(value: Any) -> Any:
     """Convert a configuration or a part of it to YAML types.
 
-    Tuples become lists, paths become strings, and dataclasses become dictionaries.
+    Args:
+        value: a dataclass, or a value of its fields.
+
+    Returns:
+        The same content: tuples as lists, paths as strings, and dataclasses as dictionaries.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))

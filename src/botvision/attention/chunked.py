@@ -41,6 +41,17 @@ def attend(
 ) -> Tensor:
     """Compute what ``botvision.attention.reference.attend`` computes, gradients included.
 
+    Args:
+        q: queries (B, heads, N, d).
+        k: keys, same shape.
+        v: values, same shape.
+        height_logits: (B, heads, N, H), or ``None`` without positions.
+        width_logits: (B, heads, N, W), or ``None`` without positions.
+        scale: factor of ``q k^T``.
+
+    Returns:
+        (B, heads, N, d) in the dtype of ``v``.
+
     Raises:
         ValueError: the device is not a CPU. Only the fused CPU kernel adds a float32 bias to
             half-precision products.

@@ -24,7 +24,19 @@ def attend(
     width_logits: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Compute what ``botvision.attention.reference.attend`` computes, gradients included."""
+    """Compute what ``botvision.attention.reference.attend`` computes, gradients included.
+
+    Args:
+        q: queries (B, heads, N, d).
+        k: keys, same shape.
+        v: values, same shape.
+        height_logits: (B, heads, N, H), or ``None`` without positions.
+        width_logits: (B, heads, N, W), or ``None`` without positions.
+        scale: factor of ``q k^T``.
+
+    Returns:
+        (B, heads, N, d) in the dtype of ``v``.
+    """
     if height_logits is None or width_logits is None:
         plain: Tensor = _compiled()(q, k, v, scale=scale)
         return plain

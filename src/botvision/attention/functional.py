@@ -101,6 +101,9 @@ def fastest(q: Tensor, *, trained: bool, positions: bool = True) -> str:
         trained: whether a backward pass follows.
         positions: whether there are position logits. Without them, ``"sdpa"`` is PyTorch's own
             ``scaled_dot_product_attention``.
+
+    Returns:
+        A name of ``implementations(q.device)``.
     """
     if torch.compiler.is_exporting() or q.device.type == "meta":
         return "reference"

@@ -107,9 +107,13 @@ class RelativeAttention2d(nn.Module):
         return {name for name, _ in self.pos_embed.named_parameters("pos_embed")}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend over the whole map: (B, dim, H, W) -> (B, dim, H, W), halved by ``stride=2``.
+        """Attend over the whole map.
 
-        The result is channels-last. A channels-last ``x`` is fastest: it is not copied.
+        Args:
+            x: feature map (B, dim, H, W). A channels-last ``x`` is fastest: it is not copied.
+
+        Returns:
+            (B, dim, H, W), or (B, dim, ceil(H / 2), ceil(W / 2)) with ``stride=2``, channels-last.
         """
         batch, _, height, width = x.shape
         q, k, v, height_logits, width_logits = self._terms(x)
@@ -121,9 +125,16 @@ class RelativeAttention2d(nn.Module):
         return pooled
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Return the attention weights, (B, heads, H, W, H, W), query first.
+        """Compute the attention weights, for visualization and analysis.
 
-        For visualization and analysis: all N x N weights of every image and head are in memory.
+        All N x N weights of every image and head are in memory.
+
+        Args:
+            x: feature map (B, dim, H, W).
+
+        Returns:
+            (B, heads, H, W, H, W) in float32 (float64 for a float64 module), query first. The
+            weights of each query sum to one.
         """
         height, width = x.shape[-2:]
         q, k, _, height_logits, width_logits = self._terms(x)

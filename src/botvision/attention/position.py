@@ -54,10 +54,13 @@ def absolute_logits(
 
 
 def _by_offset(table: Tensor, length: int) -> Tensor:
-    """(2L-1, d) to (L, L, d): at [query, key] the row ``key - query + L - 1``.
+    """Select the row ``key - query + L - 1`` of a (2L-1, d) table for each query and key.
 
     By views, because gradients of indexing are slow: the table, padded by one row and repeated, is
     read in pieces of its original length, so that it shifts by one row from query to query.
+
+    Returns:
+        (L, L, d), indexed by query and key.
     """
     rows = F.pad(table, (0, 0, 0, 1)).expand(length, -1, -1).flatten(0, 1)
     return rows[:-length].view(length, 2 * length - 1, -1)[:, length - 1 :]
@@ -133,9 +136,12 @@ def resize_absolute(table: Tensor, length: int, resize: TableResize) -> Tensor:
 
 
 def _resample(table: Tensor, first: int, reach: int, length: int, *, rows: int) -> Tensor:
-    """Rows ``first + i * (reach - 1) / (length - 1)``, interpolated linearly.
+    """Interpolate the table linearly at ``first + i * (reach - 1) / (length - 1)``.
 
     There is no branch on the size, so that an exported program accepts any size.
+
+    Returns:
+        (rows, d).
     """
     if not torch.compiler.is_exporting() and rows == table.shape[0]:
         return table

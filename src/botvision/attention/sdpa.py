@@ -27,6 +27,17 @@ def attend(
 
     On CUDA, PyTorch's FlashAttention kernel needs half precision and at most 256 channels: with 128
     channels per head, a map of at most 32x32. Otherwise PyTorch selects another kernel.
+
+    Args:
+        q: queries (B, heads, N, d).
+        k: keys, same shape.
+        v: values, same shape.
+        height_logits: (B, heads, N, H), or ``None`` without positions.
+        width_logits: (B, heads, N, W), or ``None`` without positions.
+        scale: factor of ``q k^T``.
+
+    Returns:
+        (B, heads, N, d) in the dtype of ``v``.
     """
     if height_logits is None or width_logits is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)

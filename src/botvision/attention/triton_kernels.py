@@ -40,8 +40,9 @@ def _by_row(
 ):
     """Load the height logits of a tile, -inf below the image.
 
-    One number per query if the tile has one image row, else one per query and key, with the keys
-    along ``axis``.
+    Returns:
+        One number per query if the tile contains one image row, else one per query and key, with
+        the keys along ``axis``.
     """
     for r in tl.static_range(rows):
         pointer = height_logits + (row + r) * tokens + queries

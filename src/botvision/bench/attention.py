@@ -107,6 +107,9 @@ def measure_attention(
     Args:
         config: Options that ``validate`` has returned.
         progress: Called with a line that describes the next measurement.
+
+    Yields:
+        The rows of one mode, precision and map, one row per layer.
     """
     sizes = [_map_size(size) for size in config.sizes]
     cases = list(product(config.mode, config.precision, sizes))

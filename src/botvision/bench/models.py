@@ -82,8 +82,8 @@ def measure_models(
         config: Options of the benchmark, except ``models`` and ``image_size``, which are not used.
         progress: Called with a line that describes the next measurement.
 
-    Returns:
-        An iterator over lists of rows, one row per model.
+    Yields:
+        The rows of one mode and precision, one row per model.
 
     Raises:
         UserError: A model does not run on images of its size.

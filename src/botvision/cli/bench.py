@@ -23,15 +23,16 @@ def bench_parser() -> Parser:
     """``botvision bench``, with a subcommand per benchmark."""
     parser = Parser(description="Measure time and memory on this machine.")
     subcommands = parser.add_subcommands(required=True, dest="benchmark")
-    for name, config, text in (
-        ("attention", AttentionBenchConfig, "every implementation, timm's, and a convolution"),
-        ("model", ModelBenchConfig, "whole models"),
-        ("data", DataBenchConfig, "loading and augmenting images"),
+    for name, usage, config, text in (
+        ("attention", "", AttentionBenchConfig, "every implementation, timm's, and a convolution"),
+        ("model", " [MODEL[@PIXELS] ...]", ModelBenchConfig, "whole models"),
+        ("data", " DATA", DataBenchConfig, "loading and augmenting images"),
     ):
         subparser = config_parser(config)
         subparser.set_groups(GROUPS)
         subcommands.add_subcommand(name, subparser, help=text)
         subparser.prog = f"botvision bench {name}"
+        subparser.usage = f"{subparser.prog} [options]{usage}"
     return parser
 
 

@@ -99,6 +99,12 @@ def config_parser(config: type[Any]) -> Parser:
 
     Positional fields become positional arguments and keyword-only fields become options. A list
     accepts several values, and a bool is a switch.
+
+    Args:
+        config: a dataclass whose docstring documents every field under ``Args:``.
+
+    Returns:
+        The parser. Its options are not in groups.
     """
     documentation = docstring_parser.parse(config.__doc__ or "")
     helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
@@ -129,6 +135,13 @@ def _type_settings(field: Field[Any], hint: Any) -> dict[str, Any]:
 
 def take(arguments: Sequence[str], option: str) -> tuple[list[str], list[str]]:
     """Split arguments into those without ``option``, and the values of ``option``.
+
+    Args:
+        arguments: arguments of the command.
+        option: the option with its dashes, such as ``--task``.
+
+    Returns:
+        Two lists, both in the order of ``arguments``.
 
     Raises:
         UserError: the option is the last argument and has no value.

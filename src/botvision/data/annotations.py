@@ -88,8 +88,17 @@ def read_annotations(file: Path) -> Annotations:
     points or no RLE pixel. `"segmentation": []` is degenerate as well where another annotation has
     a mask, but where none has, as detection-only exports write it, it means no segmentation.
 
-    Raises UserError if the file is not JSON, lacks a key, has two images or categories with the
-    same id, names an image or category that it does not list, or has an RLE that cannot be read.
+    Args:
+        file: the annotation file.
+
+    Returns:
+        The checked content, without crowd regions and degenerate annotations.
+
+    Raises:
+        UserError: the file cannot be read or is not JSON, an entry lacks a key or is malformed,
+            there are no images or no categories, two images or categories have the same id, two
+            categories have the same name, an annotation refers to an image or category that the
+            file does not list, or an RLE cannot be read or has another size than its image.
     """
     content = _load(file)
 

@@ -24,7 +24,15 @@ class Categories:
     def from_pairs(cls, pairs: Iterable[tuple[int, str]], source: str) -> "Categories":
         """Categories of (id, name) pairs in any order.
 
-        Raises UserError, naming `source`, if an id or a name comes twice.
+        Args:
+            pairs: id and name of each class.
+            source: where the pairs are from, for the error message.
+
+        Returns:
+            The categories, sorted by id.
+
+        Raises:
+            UserError: two pairs have the same id or the same name.
         """
         ordered = sorted(pairs)
         categories = cls(tuple(i for i, _ in ordered), tuple(name for _, name in ordered))

@@ -46,7 +46,12 @@ class ClassificationData(Protocol):
 def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
     """The classes' names; of ImageNet's synsets (``n02123045``) the words for them.
 
-    Two synsets of one word, such as both cranes, keep their numbers after it.
+    Args:
+        classes: names of the classes.
+
+    Returns:
+        One name per class, in the same order. The names are not changed unless all of them are
+        synsets. Synsets of one word, such as both cranes, keep their numbers after it.
     """
     info = ImageNetInfo("imagenet-22k")
     known = set(info.label_names())  # type: ignore[no-untyped-call]
@@ -63,8 +68,16 @@ def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
 def train_transform(config: ClassificationConfig, size: int) -> Transform:
     """timm's crop, flip and augmentation policy, from an RGB image to (3, size, size).
 
+    Args:
+        config: settings of the run: ``crop_area``, ``flip`` and ``auto_augment``.
+        size: side of the output in pixels.
+
+    Returns:
+        A function from an RGB image to a uint8 tensor. It draws from the random numbers of Python,
+        NumPy and torch.
+
     Raises:
-        UserError: a policy that timm does not know.
+        UserError: ``auto_augment`` is not a policy of timm.
     """
     try:
         transform: Transform = create_transform(

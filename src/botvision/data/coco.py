@@ -37,10 +37,17 @@ def find_splits(root: Path) -> dict[str, Split]:
     """Find the splits of a COCO folder, by name.
 
     They are the files `annotations/instances_*.json` or, where there is none, every
-    `annotations/*.json` but those of COCO's other tasks. A name that starts with train, val or
-    test is shortened to that: `train2017` is `train`, `valid` is `val`.
+    `annotations/*.json` but those of COCO's other tasks.
 
-    Raises UserError if `root` is no COCO folder, or two files are the same split.
+    Args:
+        root: the folder that contains `annotations`.
+
+    Returns:
+        The splits by name. A name that starts with train, val or test is shortened to that:
+        `train2017` is `train`, `valid` is `val`.
+
+    Raises:
+        UserError: `root` is not a COCO folder, or two files are the same split.
     """
     files = sorted((root / "annotations").glob("*.json"))
     files = [f for f in files if f.name.startswith("instances_")] or [
@@ -139,7 +146,15 @@ def load_split(split: Split) -> CocoData:
     Images without objects are kept. The images are looked for in root/STEM, root/images/STEM,
     root/images and root, where STEM is the file's name without `instances_` and `.json`.
 
-    Raises UserError as `read_annotations` does, and if images are missing.
+    Args:
+        split: the annotation file and the root of the COCO folder.
+
+    Returns:
+        The split. Its image folder is the first of the folders above that contains the first image.
+
+    Raises:
+        UserError: the annotation file contains an error, see `read_annotations`, or images are
+            missing.
     """
     annotations = read_annotations(split.annotations)
     root, stem = split.root, _stem(split.annotations)

@@ -93,6 +93,11 @@ class DetectionData(ABC):
 
         The default is built from ``objects``, with areas of the masks, or of the boxes where there
         are none.
+
+        Returns:
+            The lists ``images``, ``annotations`` and ``categories``. A ``bbox`` is
+            [left, top, width, height] in pixels. A ``segmentation`` is a compressed RLE, and is
+            absent for an object without a mask.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -125,6 +130,12 @@ class DetectionData(ABC):
 
 def merge_categories(*data: DetectionData) -> Categories:
     """Unite the categories of several splits, by id.
+
+    Args:
+        *data: the splits.
+
+    Returns:
+        The categories that at least one split has, sorted by id.
 
     Raises:
         UserError: an id has two names, or a name two ids.

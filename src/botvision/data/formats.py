@@ -28,7 +28,12 @@ _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": (
 def detection_splits(data: DetectionSource) -> DetectionSplits:
     """The splits of detection data by name, ``train``, ``val`` and ``test`` among them.
 
-    Each is read and checked when it is called.
+    Args:
+        data: a folder in COCO format, an archive of one or a built-in set; or the splits as
+            objects.
+
+    Returns:
+        One function per split, which reads and checks the split when it is called.
 
     Raises:
         UserError: no such data, or it is not in COCO format.

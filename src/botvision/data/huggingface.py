@@ -16,6 +16,12 @@ from botvision.errors import UserError
 def hugging_face_splits(name: str) -> list[str]:
     """The names of the splits of a data set.
 
+    Args:
+        name: name of the data set on the Hub, or a folder that the library reads.
+
+    Returns:
+        The data set's own names, such as ``validation``.
+
     Raises:
         UserError: the library is missing, or it cannot open the data set.
     """

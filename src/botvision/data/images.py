@@ -29,11 +29,19 @@ def open_image(
     stay), 16-bit grayscale is scaled linearly from 0..65535 to 0..255, and so is Pillow's 32-bit
     integer mode, in which it opens 16-bit PGM. Floats are 0..1, or 0..255 if one is above 1.
 
-    `size` is the (width, height) in pixels that the annotations assume. The EXIF orientation is
-    applied unless only the image as stored has that size: some tools annotate the stored pixels.
+    The EXIF orientation is applied unless only the image as stored has the wanted `size`: some
+    tools annotate the stored pixels.
 
-    Raises UserError if the file is missing, truncated, no image or of another size; `name` is what
-    it calls a file without a path.
+    Args:
+        file: path of the image file, or the file opened in binary mode.
+        size: (width, height) in pixels that the annotations assume. None accepts any size.
+        name: name of the image in error messages. By default `file`.
+
+    Returns:
+        The image in Pillow's mode RGB, completely decoded.
+
+    Raises:
+        UserError: the file is missing, truncated, no image or of another size than `size`.
     """
     path = name or file
     try:

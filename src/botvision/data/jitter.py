@@ -39,7 +39,17 @@ class LargeScaleJitter:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> CropResizeFlip:
-        """Draw the view of an image of `height` by `width` pixels; never larger than `size`."""
+        """Draw the view of an image of `height` by `width` pixels; never larger than `size`.
+
+        Args:
+            rng: source of the random numbers.
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            The part of the image, the height and width it is resized to, and whether it is
+            mirrored.
+        """
         s = rng.uniform(*self.scale)
         fit = min(
             max(round(s * limit), 1) / side

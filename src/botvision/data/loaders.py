@@ -29,6 +29,9 @@ def eval_loader(
         rank: number of this process.
         processes: number of processes.
 
+    Returns:
+        The loader of this process, in the order of ``dataset``. The last batch may be smaller.
+
     Raises:
         UserError: there are fewer images than processes.
     """

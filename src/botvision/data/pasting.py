@@ -65,7 +65,13 @@ def _bilinear(length: int, resized: int) -> NDArray[np.float32]:
 def encode_mask(mask: Floats, box: Floats, size: tuple[int, int]) -> dict[str, Any]:
     """The pixels whose probability is above one half, as compressed RLE over the whole image.
 
-    Arguments as of ``paste_mask``.
+    Args:
+        mask: (28, 28) probabilities inside the box.
+        box: (4,) xyxy in pixels of the image.
+        size: height and width of the image.
+
+    Returns:
+        COCO's RLE: ``size``, [height, width], and ``counts``, a str.
     """
     top, left, pasted = paste_mask(mask, box, size)
     return encode_patch(pasted > 0.5, top, left, size)
@@ -75,7 +81,12 @@ def mask_polygons(mask: Floats, box: Floats, size: tuple[int, int]) -> list[list
     """The mask as COCO's polygons: its outer contours, without its holes.
 
     COCO's polygons cannot express a hole; RLE can. A contour runs where the probability between
-    the pixels' centers is one half. Arguments as of ``paste_mask``.
+    the pixels' centers is one half.
+
+    Args:
+        mask: (28, 28) probabilities inside the box.
+        box: (4,) xyxy in pixels of the image.
+        size: height and width of the image.
 
     Returns:
         A list x, y, x, y, ... for each part, in pixels of the image, whose edges are 0 and the

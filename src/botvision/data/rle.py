@@ -18,7 +18,14 @@ def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
     marks that a group follows, 16 in the last one a negative number. From the fourth number on it
     is the difference to the number two before.
 
-    Raises ValueError if `counts` is not such a string.
+    Args:
+        counts: the `counts` of a compressed RLE.
+
+    Returns:
+        (runs,) int64, beginning with a run of 0, whose length may be 0.
+
+    Raises:
+        ValueError: `counts` is not such a string.
     """
     text = counts.encode("ascii") if isinstance(counts, str) else counts
     groups = np.frombuffer(text, dtype=np.uint8) - np.uint8(ord("0"))
@@ -39,7 +46,19 @@ def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
 
 
 def decode_columns(rle: dict[str, Any], start: int, stop: int) -> NDArray[np.uint8]:
-    """Columns `start` to `stop`, exclusive, of a mask: (height, stop - start), 0 or 1."""
+    """Columns `start` to `stop`, exclusive, of a mask.
+
+    Args:
+        rle: compressed RLE: `size`, [height, width], and `counts`.
+        start: first column.
+        stop: column after the last.
+
+    Returns:
+        (height, stop - start) uint8, 0 or 1.
+
+    Raises:
+        ValueError: `counts` is not COCO's compressed form.
+    """
     height = rle["size"][0]
     ends = np.cumsum(run_lengths(rle["counts"])) - start * height
     runs = np.diff(np.clip(ends, 0, (stop - start) * height), prepend=0)
@@ -52,7 +71,14 @@ def encode_patch(
 ) -> dict[str, Any]:
     """The RLE of a mask that is False but for `patch` (h, w), which begins at `top` and `left`.
 
-    `size` is the mask's height and width; `counts` is a str.
+    Args:
+        patch: (h, w) bool.
+        top: row of the mask at which `patch` begins.
+        left: column of the mask at which `patch` begins.
+        size: height and width of the mask.
+
+    Returns:
+        Compressed RLE: `size`, [height, width], and `counts`, a str.
     """
     height, width = size
     closed = np.pad(patch.T.astype(np.int8), ((0, 0), (1, 1)))

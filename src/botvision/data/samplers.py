@@ -76,11 +76,18 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 def sample_images(images: int, limit: int | None) -> list[int]:
     """Indices of ``limit`` of the images, drawn at random but always the same, in order.
 
-    The first ones would be of a single class where files are sorted by it. More images include
-    those of fewer; all, if no limit is less than that.
+    The first ones would be of a single class where files are sorted by it. A larger sample
+    includes the smaller ones.
+
+    Args:
+        images: number of images of the split.
+        limit: size of the sample. None, or a number of at least ``images``, selects all.
+
+    Returns:
+        The indices from 0 to ``images - 1``, ascending.
 
     Raises:
-        UserError: a limit below 1.
+        UserError: ``limit`` is less than 1.
     """
     if limit is not None and limit < 1:
         raise UserError("must be at least 1", parameter="limit", value=limit)
@@ -91,7 +98,13 @@ def sample_images(images: int, limit: int | None) -> list[int]:
 def seed_everything(*numbers: int) -> int:
     """Seed what timm's transforms and Mixup draw from: Python, NumPy and torch on the CPU.
 
-    Returns the seed. (``torch.manual_seed`` takes longer than an image of CIFAR.)
+    ``torch.manual_seed`` is not used, because it takes longer than an image of CIFAR.
+
+    Args:
+        *numbers: non-negative integers that determine the seed, such as seed, epoch and index.
+
+    Returns:
+        The seed, an unsigned 32-bit number.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)

@@ -160,6 +160,9 @@ def _context_shapes(rng: np.random.Generator) -> list[str]:
     """Draw the shapes of a `shapes-context` image: a ring, a square in half the images, others.
 
     The numbers of shapes and of rings have the same distribution with and without a square.
+
+    Returns:
+        The names of 2 to 6 shapes, in random order.
     """
     others = rng.choice(["ring", "square", "circle", "triangle"], rng.integers(5)).tolist()
     shapes = ["ring", "square", *others]
@@ -173,7 +176,8 @@ def _context_shapes(rng: np.random.Generator) -> list[str]:
 def _place(rng: np.random.Generator, shape: str, size: int) -> tuple[Floats, Floats, Floats]:
     """Draw a pose; return the shape's own x, y and the signed distance to its edge, in pixels.
 
-    All three have shape (size, size); the distance is negative inside.
+    Returns:
+        Three arrays (size, size), float32. The distance is negative inside the shape.
     """
     radius = size / 2 * math.exp(rng.uniform(math.log(MIN_SCALE), math.log(MAX_SCALE)))
     angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.12, 0.12))

@@ -30,6 +30,10 @@ def open_data(data: str, *, cache: Path | None = None) -> Path:
         cache: where sets are made and archives unpacked; by default the environment's
             ``BOTVISION_CACHE``, else ``~/.cache/botvision``.
 
+    Returns:
+        The path of the folder. For an archive that wraps its content in one folder, the path of
+        that inner folder.
+
     Raises:
         UserError: no such folder or archive, or an archive that cannot be read.
     """
@@ -54,6 +58,13 @@ def open_data(data: str, *, cache: Path | None = None) -> Path:
 
 def task_of(data: str) -> Literal["detection", "classification"]:
     """The task that ``data`` is for: COCO annotations, or images of one class each.
+
+    Args:
+        data: a folder, an archive of one, one of ``BUILT_IN``, or ``hfds/NAME``.
+
+    Returns:
+        ``"detection"`` for COCO annotations and the built-in sets. ``"classification"`` for class
+        folders, shards and data sets of the Hugging Face Hub.
 
     Raises:
         UserError: as ``open_data``, or it is of no known format.

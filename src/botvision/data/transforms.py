@@ -38,14 +38,32 @@ class CropResizeFlip:
 
     @classmethod
     def fit(cls, width: int, height: int, size: int) -> "CropResizeFlip":
-        """The whole image of `width` by `height` pixels, its longer side resized to `size`."""
+        """The whole image of `width` by `height` pixels, its longer side resized to `size`.
+
+        Args:
+            width: width of the image in pixels.
+            height: height of the image in pixels.
+            size: longer side of the view in pixels.
+
+        Returns:
+            The view, with the aspect ratio of the image, not mirrored.
+        """
         return cls.resized((0, 0, width, height), size / max(width, height))
 
     @classmethod
     def resized(
         cls, box: tuple[int, int, int, int], scale: float, flip: bool = False
     ) -> "CropResizeFlip":
-        """The part `box` of an image, each side `scale` times its length, a pixel at least."""
+        """The part `box` of an image, each side `scale` times its length, a pixel at least.
+
+        Args:
+            box: left, top, right and bottom in pixels of the image.
+            scale: pixels of the view per pixel of the image.
+            flip: whether the view is mirrored.
+
+        Returns:
+            The view, whose sides are rounded to whole pixels.
+        """
         left, top, right, bottom = box
         height, width = (max(1, round(side * scale)) for side in (bottom - top, right - left))
         return cls(box, height, width, flip)
@@ -60,10 +78,16 @@ class CropResizeFlip:
         return np.array([self.width / (right - left), self.height / (bottom - top)])
 
     def image(self, image: Image.Image) -> Tensor:
-        """Crop and resize an RGB image, bilinear with anti-aliasing: uint8 (3, height, width).
+        """Crop, resize and flip an RGB image, bilinear with anti-aliasing.
 
         The values are Pillow's; torch computes them several times as fast, in channels-last memory,
         in which pictures come.
+
+        Args:
+            image: the whole image.
+
+        Returns:
+            The view, uint8 (3, height, width), channels-last.
         """
         cropped = pil_to_tensor(image.crop(self.box))
         if self.flip:
@@ -84,9 +108,15 @@ class CropResizeFlip:
     def masks(self, segmentations: Sequence[Segmentation]) -> tuple[Masks, NDArray[np.bool_]]:
         """Masks of the view, m of them, and which of the n segmentations they are.
 
-        The array, (n,), is False for a segmentation with no pixel in the view, whose mask is left
-        out. Polygons are moved as coordinates and drawn at the size of the view; RLEs are decoded
-        and resized one at a time around the object, bilinearly, and cut at one half.
+        Polygons are moved as coordinates and drawn at the size of the view; RLEs are decoded and
+        resized one at a time around the object, bilinearly, and cut at one half.
+
+        Args:
+            segmentations: n polygons or RLEs in pixels of the image.
+
+        Returns:
+            The m masks, and a bool array (n,). It is False for a segmentation with no pixel in the
+            view, whose mask is left out.
         """
         patches = [
             self._polygon_patch(s) if isinstance(s, list) else self._rle_patch(s)

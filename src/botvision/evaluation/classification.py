@@ -100,7 +100,16 @@ class ClassificationEvaluator:
 
 
 def write_confusion(folder: Path, classes: Sequence[str], confusion: Tensor) -> Path:
-    """Write ``confusion.csv``: a row for each true class, a column for each predicted one."""
+    """Write ``confusion.csv``: a row for each true class, a column for each predicted one.
+
+    Args:
+        folder: folder of the file; made when missing.
+        classes: names in the order of the labels.
+        confusion: (C, C) counts, true class first.
+
+    Returns:
+        The path of the file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     rows = csv.writer(text)

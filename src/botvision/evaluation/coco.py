@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
@@ -113,6 +112,11 @@ def image_results(
             (n, 1, 28, 28) for a segmentation model; on the CPU.
         image_id: of the annotation file.
         size: height and width of the image.
+
+    Returns:
+        n dicts with ``image_id``, ``category_id``, ``bbox`` and ``score``, and with
+        ``segmentation`` for a segmentation model. A ``bbox`` is [left, top, width, height] in
+        pixels of the image, and a ``segmentation`` is a compressed RLE.
     """
     boxes = detection["boxes"]
     masks = detection["masks"][:, 0].float().numpy() if "masks" in detection else None
@@ -197,6 +201,10 @@ def _precisions(precision: NDArray[np.float64]) -> dict[str, float]:
     """From (IoU, recall, class, area, limit).
 
     IoU 0.50 to 0.95 in steps of 0.05; areas all, small, medium and large.
+
+    Returns:
+        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm`` and ``APl`` at the highest limit, in [0, 1], or
+        -1 where there are no objects.
     """
     return {
         "AP": _mean(precision[:, :, :, 0, -1]),

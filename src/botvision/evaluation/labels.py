@@ -21,6 +21,14 @@ class LabelMap:
     def between(cls, model: Categories, data: DetectionData) -> LabelMap:
         """Match by name: ids differ between files, names are what people mean.
 
+        Args:
+            model: the model's categories.
+            data: the split.
+
+        Returns:
+            The category id of each common label, and the names of the classes that only the model
+            or only the data has.
+
         Raises:
             UserError: not one class is common.
         """

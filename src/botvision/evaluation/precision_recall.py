@@ -38,16 +38,28 @@ class PrecisionRecall:
     def of(
         cls, names: list[str], precision: NDArray[np.float64], scores: NDArray[np.float64]
     ) -> PrecisionRecall:
-        """From arrays like the attributes, of all classes, with -1 for one without objects."""
+        """From arrays like the attributes, of all classes, with -1 for one without objects.
+
+        Args:
+            names: names of all classes.
+            precision: (10, 101, all classes): IoU thresholds, recalls.
+            scores: (10, 101, all classes): the scores at these recalls.
+
+        Returns:
+            The curves of the classes that the data has objects of.
+        """
         there = precision[0, 0] > -1
         classes = tuple(name for name, has in zip(names, there, strict=True) if has)
         return cls(classes, precision[:, :, there], scores[:, :, there])
 
     def mean(self, iou: str) -> NDArray[np.float64]:
-        """(101,): the precision's mean over the classes; its own mean is their AP.
+        """The precision's mean over the classes; its own mean is their AP.
 
         Args:
             iou: a key of ``IOUS``.
+
+        Returns:
+            (101,) float64, one value per recall in ``RECALLS``.
         """
         return np.asarray(self.precision[IOUS[iou]].mean(axis=(0, 2)))
 
@@ -65,6 +77,9 @@ def write_precision_recall(folder: Path, curves: Mapping[str, PrecisionRecall]) 
     Args:
         folder: made when missing.
         curves: by kind, ``bbox`` and ``segm``.
+
+    Returns:
+        The path of the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()

@@ -26,7 +26,13 @@ def write_results(folder: Path, results: list[dict[str, Any]]) -> Path:
 
 
 def print_limit(console: Console, images: int, of: int) -> None:
-    """Say that not all images of the split are evaluated, if so."""
+    """Print that not all images of the split are evaluated, if so.
+
+    Args:
+        console: console to print to.
+        images: number of images that are evaluated.
+        of: number of images of the split.
+    """
     if images < of:
         console.print(f"limit: {images:,} of the {of:,} images, a quick look drawn at random")
 

@@ -184,6 +184,9 @@ def botnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 with BoT bottleneck blocks, 256 to 2048 channels, in c5 (paper, first version).
 
     No source of its published results was available.
+
+    Returns:
+        The model with random weights, in training mode.
     """
     return _create("botnet18", pretrained, {**_SHALLOW, "layers": (2, 2, 2, 2)}, kwargs)
 
@@ -272,6 +275,9 @@ def resnet50_bot_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
     43.7 box and 38.9 mask AP on COCO (ResNet-50: 42.1 and 37.7), 36 epochs at 1024 px with jitter
     [0.8, 1.25].
+
+    Returns:
+        The model with random weights, in training mode.
     """
     return _create("resnet50_bot_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs)
 
@@ -281,6 +287,9 @@ def resnet50_bot_c4_c5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 and two BoT blocks, one inserted into c4 and one into c5 (paper, Table 7).
 
     44.9 box and 39.7 mask AP in the setting of ``resnet50_bot_c4``.
+
+    Returns:
+        The model with random weights, in training mode.
     """
     paper_args = {"layers": (3, 4, 6, 3), "stages": ("c4", "c5")}
     return _create("resnet50_bot_c4_c5", pretrained, paper_args, kwargs)
@@ -291,6 +300,9 @@ def resnet50_nl_c4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 and one Non-Local block inserted into c4 (paper, Table 7).
 
     43.1 box and 38.4 mask AP in the setting of ``resnet50_bot_c4``.
+
+    Returns:
+        The model with random weights, in training mode.
     """
     return _create("resnet50_nl_c4", pretrained, {"layers": (3, 4, 6, 3)}, kwargs)
 
@@ -300,6 +312,9 @@ def resnet50_nl_c4_value(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 and one Non-Local block with a value projection in c4 (paper, first version).
 
     43.3 box and 38.6 mask AP in the setting of ``resnet50_bot_c4``.
+
+    Returns:
+        The model with random weights, in training mode.
     """
     paper_args = {"layers": (3, 4, 6, 3), "value": True}
     return _create("resnet50_nl_c4_value", pretrained, paper_args, kwargs)

@@ -62,13 +62,13 @@ def create_model(
 
 
 def check_model_args(name: str, model_args: Mapping[str, Any]) -> None:
-    """Reject arguments that the architecture's constructor does not take.
+    """Reject arguments that the architecture's constructor does not accept.
 
     Model arguments come from configuration and weights files of others, and ``timm.create_model``
     also accepts arguments that open files and connections.
 
     Raises:
-        UserError: there is no such model, or it does not take an argument.
+        UserError: there is no such model, or it does not accept an argument.
     """
     if not model_args:
         return
@@ -82,7 +82,7 @@ def check_model_args(name: str, model_args: Mapping[str, Any]) -> None:
             hint = (
                 f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}"
             )
-            raise UserError(f"{name} does not take {argument!r}; {hint}", parameter="model_args")
+            raise UserError(f"{name} does not accept {argument!r}; {hint}", parameter="model_args")
 
 
 def _arguments(network: type) -> set[str]:

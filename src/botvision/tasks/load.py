@@ -229,6 +229,18 @@ def read_images(
     """Yield the images with their files.
 
     A folder contributes its files with an image extension, sorted by name.
+
+    Args:
+        images: one or several files, folders, PIL images or uint8 (height, width, 3) arrays.
+        on_error: called with the error of each unreadable image, which is then skipped. By default
+            the error is raised.
+
+    Yields:
+        The file, or None for an image that was passed as pixels, and the RGB image.
+
+    Raises:
+        UserError: ``on_error`` is None, and an image cannot be read, a folder contains no images,
+            or an array does not contain RGB pixels.
     """
     if isinstance(images, str | PathLike | Image.Image | np.ndarray):
         images = [images]
@@ -287,6 +299,9 @@ def _batches(
     """Group images so that the augmented views of each group fill a batch.
 
     This limits memory use. A group ends with the image whose views fill the batch.
+
+    Yields:
+        The images of one group with their files, at least one.
     """
     batch: list[_Opened] = []
     seen = 0

@@ -112,6 +112,10 @@ class DetectionPrediction(Prediction):
     def to_supervision(self) -> Any:
         """Convert to ``supervision.Detections``, with class names in ``data["class_name"]``.
 
+        Returns:
+            The n objects: ``xyxy`` (n, 4) float32 in pixels of the image, ``mask``
+            (n, height, width) bool or None, ``confidence`` (n,) float32 and ``class_id`` (n,).
+
         Raises:
             UserError: supervision is not installed.
         """
@@ -153,6 +157,10 @@ class ClassificationPrediction(Prediction):
 
     def to_supervision(self) -> Any:
         """Convert to ``supervision.Classifications``.
+
+        Returns:
+            All classes in the model's order: ``class_id`` (classes,) and ``confidence`` (classes,)
+            float32, the probabilities.
 
         Raises:
             UserError: supervision is not installed.

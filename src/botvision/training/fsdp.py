@@ -14,7 +14,14 @@ from botvision.models import stage_blocks
 
 
 def shard_if_wanted(module: L.LightningModule, model: nn.Module, config: TrainConfig) -> None:
-    """Shard a module's model over the processes, a residual block at a time; once only."""
+    """Shard a module's model over the processes, a residual block at a time; once only.
+
+    Args:
+        module: the Lightning module in training, whose strategy provides the device mesh.
+        model: the module's network, which is changed in place.
+        config: settings of the run. The model is not changed unless ``strategy`` is fsdp and there
+            are several processes. With ``norm`` sync, its batch norm is synchronized as well.
+    """
     alone = config.devices * config.nodes == 1
     if config.strategy != "fsdp" or alone or isinstance(model, FSDPModule):
         return

@@ -17,14 +17,29 @@ from botvision.training.schedule import learning_rate_factor
 
 
 def seed_batch(module: L.LightningModule, config: TrainConfig, batch_idx: int) -> None:
-    """Seed by step and piece of it, whichever process or part of the step that is."""
+    """Seed by step and piece of it, whichever process or part of the step that is.
+
+    Args:
+        module: the module in training, which provides the step and the rank of the process.
+        config: settings of the run.
+        batch_idx: Lightning's index of the micro-batch.
+    """
     processes = config.devices * config.nodes
     piece = batch_idx % config.accumulate * processes + module.global_rank
     torch.manual_seed(seed_everything(config.seed, module.global_step, piece))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> OptimizerLRScheduler:
-    """SGD or AdamW, with weight decay for the weights of convolutions and linear layers only."""
+    """SGD or AdamW, with weight decay for the weights of convolutions and linear layers only.
+
+    Args:
+        model: the network to train.
+        config: settings of the run. With ``decay_all``, weight decay applies to every parameter.
+        steps: number of training steps of the run.
+
+    Returns:
+        Lightning's dictionary: the optimizer, and a schedule that is updated at every step.
+    """
     groups: Any = model.parameters()
     decay = config.weight_decay
     if not config.decay_all:

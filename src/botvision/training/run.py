@@ -144,7 +144,13 @@ class Run:
         write_text(self.metrics_file, json.dumps(metrics, indent=2) + "\n")
 
     def end(self, step: int, steps: int, patience: int) -> None:
-        """Note that everything of a run of ``steps`` steps was written, which ended at ``step``."""
+        """Note that everything of a run of ``steps`` steps was written, which ended at ``step``.
+
+        Args:
+            step: number of completed steps, less than ``steps`` after early stopping.
+            steps: number of steps in the settings.
+            patience: evaluations without a better one before early stopping. 0 disables it.
+        """
         self.log("end", step, steps=steps, patience=patience)
 
     def has_ended(self, steps: int, patience: int) -> bool:

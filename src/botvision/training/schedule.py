@@ -13,6 +13,14 @@ def learning_rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     Linear warm-up from ``warmup_factor`` over ``warmup_steps`` (at most half of a short run), then
     a tenth at each milestone (``"step"``, Detectron's schedule), or half a cosine down to zero
     over the rest (``"cosine"``).
+
+    Args:
+        step: number of the step, from 0.
+        steps: number of training steps of the run.
+        config: settings of the run.
+
+    Returns:
+        A factor from 0 to 1 of ``config.peak_lr``.
     """
     warmup = min(config.warmup_steps, steps // 2)
     if step < warmup:

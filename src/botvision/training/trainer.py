@@ -49,7 +49,16 @@ def quiet_lightning() -> None:
 def evaluation_trainer(
     device: Device, precision: Dtype, callbacks: Sequence[Callback]
 ) -> L.Trainer:
-    """A trainer that only validates."""
+    """A trainer that only validates.
+
+    Args:
+        device: device to run on, not ``"auto"``.
+        precision: 32, or bf16 or 16 for automatic mixed precision.
+        callbacks: callbacks that receive the outputs, such as ``Evaluation``.
+
+    Returns:
+        A trainer on one device, without a logger and without checkpoints.
+    """
     quiet_lightning()
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else device,
@@ -99,6 +108,15 @@ def training_trainer(
 
     So a checkpoint in the middle of a pass over the data needs no special case: which images come
     next is a function of the step (``StepBatches``).
+
+    Args:
+        config: settings of the run, without ``"auto"`` for the device and the precision.
+        run: run folder, for the checkpoints.
+        steps: number of training steps of the run.
+        callbacks: callbacks of the run. Early stopping, progress and checkpoints are added.
+
+    Returns:
+        A trainer for the processes of the run, without a logger.
     """
     quiet_lightning()
     checkpoints: dict[str, Any] = {

@@ -41,7 +41,10 @@ def attention_figure(
         weights: (heads, H, W, H, W), any float dtype, of query row, query column, key row, key
             column: each [head, row, column] map sums to one.
         queries: (x, y) points in pixels of ``image``; the cell under each is the query.
-        titles: one name a query, written left of its row; the points' coordinates when None.
+        titles: one name per query, written left of its row; the points' coordinates when None.
+
+    Returns:
+        The figure, an RGB image whose panels are 320 pixels wide.
 
     Raises:
         UserError: a query lies outside the image.

@@ -27,6 +27,9 @@ def prediction_sheet(
     Args:
         images: of any size, at least one.
         top: for each image names and probabilities, the best first.
+
+    Returns:
+        The sheet, an RGB image with up to four columns.
     """
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)

@@ -28,6 +28,9 @@ def plot_precision_recall(curves: Mapping[str, PrecisionRecall], folder: Path) -
     Args:
         curves: by kind, ``bbox`` and ``segm``.
         folder: where the PNG file goes; made when missing.
+
+    Returns:
+        The path of the PNG file.
     """
     figure = Figure(figsize=(4.3 * len(curves), 5), facecolor="white", layout="constrained")
     space = {"wspace": 0.06}
