@@ -8,7 +8,14 @@ import torch
 from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import Tensor
 
-from botvision.attention import RelativeAttention2d, chunked, implementations, relative_attention_2d
+from botvision.attention import (
+    RelativeAttention2d,
+    chunked,
+    implementations,
+    onednn,
+    products,
+    relative_attention_2d,
+)
 
 IMPLEMENTATIONS = implementations("cpu")
 
@@ -54,6 +61,7 @@ def test_equals_the_loop(impl, size, scale_position):
 def test_gradients_by_finite_differences(impl, monkeypatch):
     monkeypatch.setattr(chunked, "TILE_LOGITS", 100)
     monkeypatch.setattr(chunked, "BACKWARD_TILE_LOGITS", 50)
+    monkeypatch.setattr(onednn, "TILE_LOGITS", 50)
     tensors = [t.requires_grad_() for t in draw((3, 4), batch=2, heads=2, dim=4)]
 
     def run(*args: Tensor) -> Tensor:
@@ -62,17 +70,34 @@ def test_gradients_by_finite_differences(impl, monkeypatch):
     assert torch.autograd.gradcheck(run, tensors)
 
 
+needs_onednn = pytest.mark.skipif(
+    "onednn" not in IMPLEMENTATIONS, reason="a CPU with AVX-512 and without AMX is required"
+)
+
+
 @pytest.mark.parametrize("tile", [300, 3000, 10_000, 50_000])
 @pytest.mark.parametrize("fused", [True, False])
 def test_chunked_is_the_same_over_several_chunks(monkeypatch, tile, fused):
     monkeypatch.setattr(chunked, "_MATRIX_TOKENS", 1024 if fused else 0)
     monkeypatch.setattr(chunked, "TILE_LOGITS", tile)
     monkeypatch.setattr(chunked, "BACKWARD_TILE_LOGITS", tile // 2)
+    check_equals_the_reference("chunked")
 
+
+@needs_onednn
+@pytest.mark.parametrize("tile", [300, 3000, 10_000, 50_000])
+@pytest.mark.parametrize("kept", [True, False])
+def test_onednn_is_the_same_over_several_tiles(monkeypatch, tile, kept):
+    monkeypatch.setattr(onednn, "KEPT_TOKENS", 1000 if kept else 0)
+    monkeypatch.setattr(onednn, "TILE_LOGITS", tile)
+    check_equals_the_reference("onednn")
+
+
+def check_equals_the_reference(name):
     tensors = [t.requires_grad_() for t in draw((9, 13), batch=2, heads=3)]
     upstream = draw((9, 13), batch=2, heads=3, seed=1)[0]
     outs, grads = [], []
-    for impl in ("reference", "chunked"):
+    for impl in ("reference", name):
         outs.append(relative_attention_2d(*tensors, size=(9, 13), impl=impl))
         grads.append(torch.autograd.grad(outs[-1], tensors, upstream))
     torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-13)
@@ -93,12 +118,60 @@ def test_the_chunked_operator_keeps_its_promises_to_the_compiler(strided, dtype)
     torch.library.opcheck(chunked._attention_backward, (torch.randn_like(out), *tensors, 0.3))
 
 
+@needs_onednn
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_chunked_backward_leaves_the_precision_of_products_as_it_was(dtype):
+def test_the_onednn_operator_keeps_its_promises_to_the_compiler(keep, dtype):
+    q, k, v = torch.randn(2, 12, 3, 2, 8).to(dtype).permute(2, 0, 3, 1, 4)
+    tensors = [q, k, v, torch.randn(2, 2, 12, 3), torch.randn(2, 2, 12, 4)]
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    torch.library.opcheck(onednn._attention, (*leaves, 0.3, keep))
+    out, kept = onednn._attention(*tensors, 0.3, keep)
+    torch.library.opcheck(onednn._attention_backward, (torch.randn_like(out), *tensors, kept, 0.3))
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(1, 512, 128, 4096), (1, 512, 4096, 128), (32, 49, 128, 49)])
+def test_float32_products_stay_float32(shape):
+    """Reports a version of oneDNN that makes use of the permission to round to bfloat16."""
+    batch, rows, inner, columns = shape
+    left, right = torch.randn(batch, rows, inner), torch.randn(batch, inner, columns)
+    with products.exact_products():
+        got = torch.bmm(left, right)
+    want = left.double() @ right.double()
+    assert (got - want).abs().max() < 2e-6 * want.abs().max()
+
+
+def test_onednn_is_refused_where_its_products_would_be_rounded(monkeypatch):
+    monkeypatch.setattr(products, "capabilities", lambda: {"avx512_f": True, "amx_tile": True})
+    products._keeps_float32.cache_clear()
+    try:
+        assert "onednn" not in implementations("cpu")
+        with pytest.raises(ValueError, match="without AMX only, not on this CPU"):
+            relative_attention_2d(*draw((3, 4)), size=(3, 4), impl="onednn")
+    finally:
+        products._keeps_float32.cache_clear()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_queries_stay_finite(impl, dtype):
+    """Logits beyond the range of float16."""
+    q, k, *others = draw((5, 6))
+    tensors = [t.to(dtype).requires_grad_() for t in (q * 1e4, k * 10, *others)]
+    out = relative_attention_2d(*tensors, size=(5, 6), impl=impl)
+    grads = torch.autograd.grad(out.float().sum(), tensors)
+    assert (tensors[0] @ tensors[1].mT).isinf().any() or dtype == torch.bfloat16
+    assert all(tensor.isfinite().all() for tensor in (out, *grads))
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_precision_of_products_is_left_as_it_was(dtype, impl):
     tensors = [t.to(dtype).requires_grad_() for t in draw((5, 6))]
-    relative_attention_2d(*tensors, size=(5, 6), impl="chunked").sum().backward()
+    relative_attention_2d(*tensors, size=(5, 6), impl=impl).sum().backward()
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
-    with pytest.raises(RuntimeError), chunked._products_as_in(dtype):
+    with pytest.raises(RuntimeError), products.rounding_allowed():
         raise RuntimeError
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
@@ -262,6 +335,7 @@ def test_logits_stay_accurate_under_autocast(impl, dtype):
 def test_gradients_stay_accurate_under_autocast(impl, monkeypatch):
     monkeypatch.setattr(chunked, "TILE_LOGITS", 200)
     monkeypatch.setattr(chunked, "BACKWARD_TILE_LOGITS", 100)
+    monkeypatch.setattr(onednn, "TILE_LOGITS", 100)
     rounded = draw((5, 6), dim=16, dtype=torch.bfloat16)
     upstream = draw((5, 6), dim=16, dtype=torch.bfloat16, seed=1)[0]
     grads = {}
@@ -297,7 +371,10 @@ def test_probabilities_are_what_forward_uses():
         ({"position": "none", "content": False}, "content term"),
         ({"stride": 4}, "stride is 1 or 2"),
         ({"table_resize": "crop"}, "table_resize is"),
-        ({"impl": "fast"}, "named 'fast'; choose one of auto, reference, sdpa, chunked, flex"),
+        (
+            {"impl": "fast"},
+            "named 'fast'; choose one of auto, reference, sdpa, chunked, onednn, flex",
+        ),
         ({"impl": "fast", "position": "none"}, "named 'fast'"),
         ({"impl": None}, "named None"),
     ],

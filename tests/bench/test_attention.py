@@ -114,7 +114,7 @@ def test_the_marked_one_is_what_auto_runs(monkeypatch):
     assert len(marked) == 8
 
     ran = []
-    for name in ("reference", "sdpa", "chunked"):
+    for name in implementations("cpu"):
         module = getattr(functional, name)
 
         def spy(*args, name=name, attend=module.attend):

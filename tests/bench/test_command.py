@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from botvision.attention import implementations
 from botvision.bench import attention
 from botvision.bench.config import AttentionBenchConfig, DataBenchConfig, ModelBenchConfig
 from botvision.cli.main import main
@@ -16,6 +17,7 @@ from botvision.cli.parsers import config_parser
 from class_files import write_classes
 from commandline import fail
 
+AUTO = [name for name in ("chunked", "onednn") if name in implementations("cpu")]
 TINY = ["attention", "--dim", "16", "--num-heads", "2", "--seconds", "0.001", "--device", "cpu"]
 
 
@@ -55,7 +57,7 @@ def test_attention_prints_saves_and_draws(capsys, monkeypatch, tmp_path):
     bench = attention.bench_attention
     monkeypatch.setattr(attention, "bench_attention", lambda config: rows.extend(bench(config)))
     files = ["--json", str(tmp_path / "new" / "rows.json"), "--plot", str(tmp_path / "rows.png")]
-    main(["bench", *TINY, "--sizes", "3", "2x4", "--impl", "reference", "chunked", *files])
+    main(["bench", *TINY, "--sizes", "3", "2x4", "--impl", "reference", *AUTO, *files])
     printed = capsys.readouterr()
     assert max(map(len, printed.out.splitlines())) <= 100
     assert printed.out.count("2x4") == 4 and printed.out.count("(auto)") == 8
@@ -64,12 +66,12 @@ def test_attention_prints_saves_and_draws(capsys, monkeypatch, tmp_path):
     assert "train, bf16, map 2x4 (8 of 8)" in printed.err
 
     saved = json.loads((tmp_path / "new" / "rows.json").read_text())
-    assert saved["rows"] == [asdict(row) for row in rows] and len(rows) == 8 * 5
+    assert saved["rows"] == [asdict(row) for row in rows] and len(rows) == 8 * (4 + len(AUTO))
     assert saved["kind"] == "attention"
     assert set(saved["machine"]) == {"cpu", "cores", "threads", "gpu", "platform"}
     assert {"python", "torch", "timm", "botvision"} <= set(saved["versions"])
     assert saved["settings"]["sizes"] == [[3, 3], [2, 4]]
-    assert saved["settings"]["impl"] == ["reference", "chunked"]
+    assert saved["settings"]["impl"] == ["reference", *AUTO]
     assert saved["settings"]["num_heads"] == 2 and "json" not in saved["settings"]
     picture = Image.open(tmp_path / "rows.png").convert("RGB")
     assert picture.width > 1500 and picture.height > 800

@@ -4,10 +4,10 @@ import pytest
 import torch
 from timm.models.resnet import Bottleneck, ResNet
 
-from botvision.attention import Implementation, reference
+from botvision.attention import Implementation, implementations, reference
 from botvision.models import create_model, to_botnet
 
-IMPLEMENTATIONS = ["auto", "chunked", "sdpa", "reference"]
+IMPLEMENTATIONS = ["auto", *implementations("cpu")]
 
 
 @pytest.fixture(autouse=True)

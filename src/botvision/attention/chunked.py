@@ -6,9 +6,7 @@ as FlashAttention does (Dao et al., 2022, section 3.1). Both passes are custom o
 ``torch.compile`` does not unroll the loops.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import product
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +15,8 @@ from torch import Tensor
 
 from botvision.attention.flops import count_products
 from botvision.attention.implementation import Implementation, zero_logits
+from botvision.attention.products import rounding_allowed
+from botvision.attention.tiles import buffer_for, outer_sum, softmax, tiles
 
 # Logits per tile: 4 Mi values are 16 MiB in float32. Smaller tiles repack the keys too often;
 # larger ones do not fit into the caches.
@@ -27,8 +27,6 @@ BACKWARD_TILE_LOGITS = 5 * 2**19
 
 # In float32, the matrix library is faster than the fused kernel from this number of tokens on.
 _MATRIX_TOKENS = 1024
-
-Heads = tuple[slice, slice]
 
 
 def attend(
@@ -77,19 +75,19 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, height_logits: Tensor, width_logits: Tensor, scale: float
 ) -> Tensor:
     out = _like_a_map(q, k, v, height_logits, width_logits, scale)
-    buffer = _buffer(q, height_logits.dtype, TILE_LOGITS)
+    buffer = buffer_for(q, height_logits.dtype, TILE_LOGITS)
     fused = q.dtype.itemsize <= 2 or q.shape[-2] < _MATRIX_TOKENS
-    for heads, queries in _groups(q, TILE_LOGITS):
+    for heads, queries in tiles(q, TILE_LOGITS):
         if not fused:
             keys, values = _matrices(k[heads]), _matrices(v[heads])
         for tile in ((*heads, rows) for rows in queries):
-            bias = _outer_sum(height_logits[tile], width_logits[tile], buffer)
+            bias = outer_sum(height_logits[tile], width_logits[tile], buffer)
             if fused:
                 out[tile] = F.scaled_dot_product_attention(
                     q[tile], k[heads], v[heads], attn_mask=bias, scale=scale
                 )
             else:
-                weights = _softmax(bias, _matrices(q[tile]), keys, scale)
+                weights = softmax(bias, _matrices(q[tile]), keys, scale)
                 out[tile] = (weights @ values).view_as(out[tile])
     return out
 
@@ -102,49 +100,10 @@ def _like_a_map(
     return v.new_empty(batch, tokens, heads, dim).transpose(1, 2)
 
 
-def _groups(q: Tensor, tile_logits: int) -> Iterator[tuple[Heads, list[slice]]]:
-    """Yield slices of (images, heads), each with the slices of queries that tile it.
-
-    A tile is one or more whole images or, for larger maps, some queries of one image and head.
-    """
-    batch, heads, tokens, _ = q.shape
-    images = tile_logits // (heads * tokens**2)
-    if images:
-        for b in range(0, batch, images):
-            yield (slice(b, b + images), slice(None)), [slice(None)]
-        return
-    rows = max(1, tile_logits // tokens)
-    for b, h in product(range(batch), range(heads)):
-        queries = [slice(row, row + rows) for row in range(0, tokens, rows)]
-        yield (slice(b, b + 1), slice(h, h + 1)), queries
-
-
-def _buffer(q: Tensor, dtype: torch.dtype, tile_logits: int) -> Tensor:
-    """Allocate memory for the logits of any tile: allocation per tile takes as long as filling."""
-    batch, heads, tokens, _ = q.shape
-    length = min(max(tile_logits, tokens), batch * heads * tokens**2)
-    return torch.empty(length, dtype=dtype, device=q.device)
-
-
-def _outer_sum(height_logits: Tensor, width_logits: Tensor, buffer: Tensor) -> Tensor:
-    """(b, h, n, H) and (b, h, n, W) to (b, h, n, H * W), in ``buffer``."""
-    by_row, by_column = height_logits.unsqueeze(-1), width_logits.unsqueeze(-2)
-    shape = (*by_row.shape[:-1], by_column.shape[-1])
-    out = buffer[: torch.Size(shape).numel()].view(shape)
-    torch.add(by_row, by_column, out=out)
-    return out.flatten(-2)
-
-
 def _matrices(part: Tensor) -> Tensor:
     """(b, h, n, d) to (b * h, n, d), in float32 (float64 stays), each matrix dense."""
     dtype = torch.promote_types(part.dtype, torch.float32)
     return part.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1)
-
-
-def _softmax(bias: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Softmax of ``scale queries keys^T + bias``, (b * h, n, N), in the memory of ``bias``."""
-    logits = bias.flatten(0, 1).baddbmm_(queries, keys.mT, alpha=scale)
-    return torch.softmax(logits, dim=-1, out=logits)
 
 
 @torch.library.custom_op("botvision::chunked_attention_backward", mutates_args=())
@@ -157,25 +116,10 @@ def _attention_backward(
     width_logits: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with _products_as_in(q.dtype):
+    # For bfloat16, this needs no rounded copies of the tiles, and is exact for factors that were
+    # bfloat16 before.
+    with rounding_allowed() if q.dtype == torch.bfloat16 else nullcontext():
         return _gradients(grad, q, k, v, height_logits, width_logits, scale)
-
-
-@contextmanager
-def _products_as_in(dtype: torch.dtype) -> Iterator[None]:
-    """For bfloat16, let float32 products round their factors to it; sums stay float32.
-
-    This needs no rounded copies of the tiles, and is exact for factors that were bfloat16 before.
-    The setting is PyTorch's and global: during a backward pass it applies to other threads too.
-    """
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    if dtype == torch.bfloat16:
-        matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _gradients(
@@ -192,15 +136,15 @@ def _gradients(
         grad, q, k, v, height_logits, width_logits, scale
     )
     dtype = height_logits.dtype
-    weights_buffer, grad_buffer = (_buffer(q, dtype, BACKWARD_TILE_LOGITS) for _ in range(2))
+    weights_buffer, grad_buffer = (buffer_for(q, dtype, BACKWARD_TILE_LOGITS) for _ in range(2))
 
-    for heads, rows_of_queries in _groups(q, BACKWARD_TILE_LOGITS):
+    for heads, rows_of_queries in tiles(q, BACKWARD_TILE_LOGITS):
         keys, values = _matrices(k[heads]), _matrices(v[heads])
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
         for tile in ((*heads, rows) for rows in rows_of_queries):
             queries, upstream = _matrices(q[tile]), _matrices(grad[tile])
-            bias = _outer_sum(height_logits[tile], width_logits[tile], weights_buffer)
-            weights = _softmax(bias, queries, keys, scale)
+            bias = outer_sum(height_logits[tile], width_logits[tile], weights_buffer)
+            weights = softmax(bias, queries, keys, scale)
             grad_values.baddbmm_(weights.mT, upstream)
             logits_grad = grad_buffer[: weights.numel()].view_as(weights)
             torch.bmm(upstream, values.mT, out=logits_grad)

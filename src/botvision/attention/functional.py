@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from botvision.attention import chunked, flex, reference, sdpa
+from botvision.attention import chunked, flex, onednn, reference, sdpa
 from botvision.attention.implementation import Implementation
 from botvision.attention.position import relative_logits
 
@@ -18,12 +18,12 @@ except ImportError:  # Triton exists for Linux only.
 
 _IMPLEMENTATIONS: dict[str, Implementation] = {
     module.IMPLEMENTATION.name: module.IMPLEMENTATION
-    for module in (reference, sdpa, chunked, flex, triton_attention)
+    for module in (reference, sdpa, chunked, onednn, flex, triton_attention)
     if module is not None
 }
 
-# Crossovers measured on a CPU (benchmarks/README.md): in training, smaller maps are faster if the
-# logits are kept than if they are recomputed.
+# Crossovers measured on a CPU with AMX (benchmarks/README.md): in training, smaller maps are faster
+# if the logits are kept than if they are recomputed.
 _KEPT_TOKENS = 800
 _KEPT_TOKENS_HALF = 300
 
@@ -92,9 +92,9 @@ def attend(
 def fastest(q: Tensor, *, trained: bool, positions: bool = True) -> str:
     """Return the name of the implementation that ``impl="auto"`` selects.
 
-    Exported programs use ``"reference"``. On a CPU, the choice follows measured crossovers. On
-    other devices it is ``"sdpa"``: the Triton kernel has not run on a GPU yet, so it must be
-    selected by name.
+    Exported programs use ``"reference"``. A CPU with AVX-512 and without AMX uses ``"onednn"``. On
+    other CPUs, the choice follows crossovers that were measured on one with AMX. On other devices
+    it is ``"sdpa"``: the Triton kernel has not run on a GPU yet, so it must be selected by name.
 
     Args:
         q: queries (B, heads, N, d).
@@ -107,6 +107,8 @@ def fastest(q: Tensor, *, trained: bool, positions: bool = True) -> str:
     """
     if torch.compiler.is_exporting() or q.device.type == "meta":
         return "reference"
+    if positions and onednn.supports(q.device):
+        return "onednn"
     if q.device.type == "cpu":
         kept = _KEPT_TOKENS_HALF if q.dtype.itemsize <= 2 else _KEPT_TOKENS
         if trained and q.shape[-2] < kept:

@@ -151,7 +151,7 @@ class RelativeAttention2d(nn.Module):
         qkv = qkv.permute(0, 2, 3, 1).contiguous()
         # Of the channels, q, k and v are outermost and heads second.
         qkv = qkv.view(batch, height * width, 3, self.num_heads, self.dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
         height_logits = width_logits = None
         if self.pos_embed is not None:
             with no_autocast(x.device):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from botvision.attention.products import exact_products
 from botvision.config import TableResize
 
 
@@ -79,7 +80,8 @@ def _logits(q: Tensor, by_row: Tensor, by_column: Tensor, scale: float) -> tuple
 
 def _axis_logits(q: Tensor, vectors: Tensor) -> Tensor:
     """(B, L, M, heads, d) and (L, L, d) to (B, L, M, heads, L) in the dtype of ``vectors``."""
-    products = q.to(vectors.dtype).flatten(2, 3) @ vectors.mT
+    with exact_products():
+        products = q.to(vectors.dtype).flatten(2, 3) @ vectors.mT
     return products.view(*q.shape[:4], -1)
 
 

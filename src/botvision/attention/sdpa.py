@@ -47,9 +47,10 @@ def attend(
     codes = torch.cat([rows, columns], dim=-1)
     # The kernel scales the whole product.
     position = torch.cat([height_logits, width_logits], dim=-1) / scale
-    parts = [position.to(q.dtype)]
+    limit = torch.finfo(q.dtype).max  # float16 ends at 65504
+    parts = [position.clamp(-limit, limit).to(q.dtype)]
     if q.dtype.itemsize <= 2:
-        parts.append((position - parts[0]).to(q.dtype))
+        parts.append((position - parts[0]).clamp(-limit, limit).to(q.dtype))
     codes = codes.repeat(1, len(parts)).expand(*k.shape[:2], -1, -1)
     out = F.scaled_dot_product_attention(
         torch.cat([q, *parts], dim=-1),
