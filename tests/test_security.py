@@ -99,11 +99,11 @@ def test_a_weights_file_does_not_steer_timm(
     weights = with_model_args(tiny_run, tmp_path / "other.safetensors", **{argument: value})
     image = tiny_data / "val" / "000000.jpg"
     line = fail(capsys, "predict", weights, image, "--out", tmp_path / "out")
-    assert f"botnet50 does not take '{argument}'" in line
+    assert f"botnet50 does not accept '{argument}'" in line
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"model_args": {argument: value}}))
     arguments = ["train", tiny_data, "--config", config, "--out", tmp_path / "run"]
-    assert f"does not take '{argument}'" in fail(capsys, *arguments, "--max-steps", "1")
+    assert f"does not accept '{argument}'" in fail(capsys, *arguments, "--max-steps", "1")
     assert not trace.exists()
     assert not (tmp_path / "cache").exists()
 
@@ -132,5 +132,5 @@ def test_a_model_name_is_no_address(monkeypatch, name):
 )
 def test_what_an_architecture_takes_is_taken(name, arguments):
     check_model_args(name, dict.fromkeys(arguments))
-    with pytest.raises(UserError, match=f"^model_args: {name} does not take 'no_such'"):
+    with pytest.raises(UserError, match=f"^model_args: {name} does not accept 'no_such'"):
         check_model_args(name, {**dict.fromkeys(arguments), "no_such": 1})

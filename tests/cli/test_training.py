@@ -122,7 +122,7 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
         (["--freeze-stages", 7], "--freeze-stages 7: give 0 to 5"),
         (
             ["--model-args", "{positon: none}"],
-            "--model-args: botnet50 does not take 'positon'; did you mean 'position'?",
+            "--model-args: botnet50 does not accept 'positon'; did you mean 'position'?",
         ),
         (["--model-args", "{blocks: 2}"], "--model-args: botnet50 does not accept {"),
         (["--weights", "nowhere.pth"], "nowhere.pth: no such weights file"),

@@ -222,7 +222,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 7
-        return *_gradients(grad, *ctx.saved_tensors, ctx.scale), None, None
+        q, k, v, height_logits, width_logits, kept = ctx.saved_tensors
+        grads = _gradients(grad, q, k, v, height_logits, width_logits, kept, ctx.scale)
+        return *grads, None, None
 
 
 # In compiled code, both passes are operators that the compiler does not look into.
