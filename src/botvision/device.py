@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from botvision.config import Device, Dtype, Precision, TrainConfig
+from botvision.environment import cpu_capabilities
 from botvision.errors import UserError
 
 DTYPES: dict[Dtype, torch.dtype] = {
@@ -44,9 +45,7 @@ def resolve_precision(precision: Precision, device: Device) -> Dtype:
     """Return the precision. ``"auto"`` selects bf16 on CUDA and on CPUs with AMX, else 32."""
     if precision != "auto":
         return precision
-    # Older versions of torch lack this function. AMX cannot be detected without it.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
-    amx = device == "cpu" and capabilities.get("amx_bf16", False)
+    amx = device == "cpu" and cpu_capabilities().get("amx_bf16", False)
     return "bf16" if device == "cuda" or amx else "32"
 
 

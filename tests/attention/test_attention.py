@@ -143,7 +143,7 @@ def test_float32_products_stay_float32(shape):
 
 
 def test_onednn_is_refused_where_its_products_would_be_rounded(monkeypatch):
-    monkeypatch.setattr(products, "capabilities", lambda: {"avx512_f": True, "amx_tile": True})
+    monkeypatch.setattr(products, "cpu_capabilities", lambda: {"avx512_f": True, "amx_tile": True})
     products._keeps_float32.cache_clear()
     try:
         assert "onednn" not in implementations("cpu")

@@ -68,7 +68,9 @@ def test_attention_prints_saves_and_draws(capsys, monkeypatch, tmp_path):
     saved = json.loads((tmp_path / "new" / "rows.json").read_text())
     assert saved["rows"] == [asdict(row) for row in rows] and len(rows) == 8 * (4 + len(AUTO))
     assert saved["kind"] == "attention"
-    assert set(saved["machine"]) == {"cpu", "cores", "threads", "gpu", "platform"}
+    assert set(saved["machine"]) == {
+        *("cpu", "instruction_sets", "cores", "threads", "gpu", "platform"),
+    }
     assert {"python", "torch", "timm", "botvision"} <= set(saved["versions"])
     assert saved["settings"]["sizes"] == [[3, 3], [2, 4]]
     assert saved["settings"]["impl"] == ["reference", *AUTO]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from botvision.attention.flops import count_products
 from botvision.attention.implementation import Implementation, zero_logits
-from botvision.attention.products import capabilities, keeps_float32, rounding_allowed
+from botvision.attention.products import keeps_float32, rounding_allowed
 from botvision.attention.tiles import buffer_for, outer_sum, softmax, tiles
+from botvision.environment import cpu_capabilities
 
 # Logits per tile: 6 MiB in float32.
 TILE_LOGITS = 3 * 2**19
@@ -125,7 +126,7 @@ def _matrices(part: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def _product_dtype(q: Tensor) -> torch.dtype:
     """bfloat16 if the CPU multiplies it, else float32 (float64 stays)."""
-    if q.dtype == torch.bfloat16 and capabilities().get("avx512_bf16", False):
+    if q.dtype == torch.bfloat16 and cpu_capabilities().get("avx512_bf16", False):
         return q.dtype
     return torch.promote_types(q.dtype, torch.float32)
 

@@ -14,12 +14,7 @@ from typing import Any
 
 import torch
 
-
-@functools.cache
-def capabilities() -> dict[str, Any]:
-    """Return the instruction sets of the CPU by name, empty if torch cannot detect them."""
-    # Older versions of torch lack this function.
-    return dict(getattr(torch.cpu, "get_capabilities", dict[str, Any])())
+from botvision.environment import cpu_capabilities
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -34,7 +29,7 @@ def keeps_float32() -> bool:
 
 @functools.cache
 def _keeps_float32() -> bool:
-    cpu = capabilities()
+    cpu = cpu_capabilities()
     if not cpu.get("avx512_f", False) or cpu.get("amx_tile", True):
         return False
     factor = torch.full((64, 64), 1 + 2**-12)
