@@ -48,15 +48,15 @@ def models_table() -> str:
     return "\n".join(lines)
 
 
-def speed_table() -> str:
-    """Time and memory of whole models, from the recorded benchmarks."""
+def speed_table(cpu: str) -> str:
+    """Time and memory of whole models on a kind of CPU, from the recorded benchmarks."""
     lines = [
         "| model | image size (px) | batch | precision | median time (ms) | images/s |"
         " peak memory (MiB) |",
         "|---|---|---|---|---|---|---|",
     ]
     for pair in PAIRS:
-        content = json.loads((RESULTS / f"{pair}-cpu.json").read_text(encoding="utf-8"))
+        content = json.loads((RESULTS / f"{pair}-{cpu}.json").read_text(encoding="utf-8"))
         for row in content["rows"]:
             precision = {"32": "float32"}.get(row["precision"], row["precision"])
             lines.append(
@@ -64,6 +64,15 @@ def speed_table() -> str:
                 f"{row['median_ms']:.0f} | {row['images_per_second']:.1f} | {row['peak_mib']:.0f} |"
             )
     return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    """The tables of models.md by the name of their marks."""
+    return {
+        "models": models_table(),
+        "speed": speed_table("cpu"),
+        "speed without AMX": speed_table("cpu-zen5"),
+    }
 
 
 def with_table(text: str, name: str, table: str) -> str:
@@ -180,7 +189,7 @@ def main() -> None:
     """Rewrite the tables and the figures."""
     page = DOCS / "models.md"
     text = page.read_text(encoding="utf-8")
-    for name, table in (("models", models_table()), ("speed", speed_table())):
+    for name, table in tables().items():
         text = with_table(text, name, table)
     page.write_text(text, encoding="utf-8")
     draw_positions(DOCS / "images" / "positions.png")
