@@ -131,6 +131,15 @@ def test_the_onednn_operator_keeps_its_promises_to_the_compiler(keep, dtype):
 
 
 @needs_onednn
+def test_second_derivatives_are_refused_rather_than_wrong():
+    tensors = [t.requires_grad_() for t in draw((3, 4))]
+    out = relative_attention_2d(*tensors, size=(3, 4), impl="onednn")
+    (first,) = torch.autograd.grad(out.square().sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@needs_onednn
 @pytest.mark.parametrize("shape", [(1, 512, 128, 4096), (1, 512, 4096, 128), (32, 49, 128, 49)])
 def test_float32_products_stay_float32(shape):
     """Reports a version of oneDNN that makes use of the permission to round to bfloat16."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from botvision.attention.flops import count_products
 from botvision.attention.implementation import Implementation, zero_logits
 from botvision.attention.products import keeps_float32, rounding_allowed
 from botvision.attention.tiles import buffer_for, outer_sum, softmax, tiles
@@ -87,7 +87,6 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     out, kept = _outputs(q, k, v, height_logits, width_logits, scale, keep)
     buffer = buffer_for(q, height_logits.dtype, TILE_LOGITS)
-    rounded = buffer_for(q, kept.dtype, TILE_LOGITS)
     with rounding_allowed():
         for heads, queries in tiles(q, TILE_LOGITS):
             keys, values = _matrices(k[heads]), _matrices(v[heads], kept.dtype)
@@ -96,8 +95,8 @@ def _forward(
                 weights = softmax(bias, _matrices(q[tile]), keys, scale)
                 if keep:
                     weights = kept[tile].flatten(0, 1).copy_(weights)
-                elif weights.dtype != kept.dtype:
-                    weights = rounded[: weights.numel()].view_as(weights).copy_(weights)
+                else:
+                    weights = weights.to(kept.dtype)
                 out[tile] = torch.bmm(weights, values).view_as(out[tile])
     return out, kept
 
@@ -144,8 +143,7 @@ def _gradients(
     grads = _like_the_inputs(grad, q, k, v, height_logits, width_logits, kept, scale)
     grad_q, grad_k, grad_v, grad_height, grad_width = grads
     dtype, keep = kept.dtype, kept.numel() > 0
-    buffer = buffer_for(q, height_logits.dtype, 1 if keep else TILE_LOGITS)
-    rounded = buffer_for(q, dtype, 1 if keep or dtype == buffer.dtype else TILE_LOGITS)
+    buffer = buffer_for(q, height_logits.dtype, 0 if keep else TILE_LOGITS)
     grad_buffer = buffer_for(q, dtype, TILE_LOGITS)
     with rounding_allowed():
         for heads, rows_of_queries in tiles(q, TILE_LOGITS):
@@ -157,9 +155,7 @@ def _gradients(
                     weights = kept[tile].flatten(0, 1)
                 else:
                     bias = outer_sum(height_logits[tile], width_logits[tile], buffer)
-                    weights = softmax(bias, _matrices(q[tile]), exact_keys, scale)
-                    if weights.dtype != dtype:
-                        weights = rounded[: weights.numel()].view_as(weights).copy_(weights)
+                    weights = softmax(bias, _matrices(q[tile]), exact_keys, scale).to(dtype)
                 queries, upstream = _matrices(q[tile], dtype), _matrices(grad[tile], dtype)
                 _add_product(grad_values, weights.mT, upstream)
                 logits_grad = grad_buffer[: weights.numel()].view_as(weights)
@@ -220,6 +216,7 @@ class _Attention(torch.autograd.Function):
         return output[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 7
@@ -236,6 +233,3 @@ _attention_backward = torch.library.custom_op(
 _attention.register_fake(_outputs)
 _attention_backward.register_fake(_like_the_inputs)
 _attention.register_autograd(_compiled_backward, setup_context=_save)
-
-count_products(torch.ops.botvision.onednn_attention, 2)
-count_products(torch.ops.botvision.onednn_attention_backward, 4)
