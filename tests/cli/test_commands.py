@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -39,6 +40,46 @@ def test_help_is_quick_and_loads_nothing_heavy():
     loaded = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "timm", "lightning", "matplotlib", "torchvision"}
     assert min(times) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("command", "before", "after"),
+    [
+        ("doctor", {}, "2000"),
+        ("bench", {}, None),
+        ("doctor", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("doctor", {"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_waiting_threads_sleep_early_unless_the_user_has_configured_them(
+    monkeypatch, command, before, after
+):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    seen = {}
+    make_parser, _, summary = COMMANDS[command]
+
+    def look(parser, arguments):
+        seen.update(os.environ)
+
+    monkeypatch.setitem(COMMANDS, command, (make_parser, look, summary))
+    main([command])
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert seen.get("GOMP_SPINCOUNT") == after
+
+
+def test_the_command_configures_threads_before_torch_is_imported():
+    """OpenMP reads the variable when torch is imported."""
+    code = (
+        "import os, sys; from botvision.cli.main import COMMANDS, main; "
+        "make, _, text = COMMANDS['doctor']; "
+        "COMMANDS['doctor'] = (make, lambda *_: print('torch' in sys.modules), text); "
+        "main(['doctor'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -19,11 +19,11 @@ from botvision.detection.heads import (
     BoxPredictor,
     MaskHead,
     MaskPredictor,
-    PyramidRoIAlign,
     RegionProposalNetwork,
     RoIHeads,
     RPNHead,
 )
+from botvision.detection.roi_align import PyramidRoIAlign
 from botvision.errors import UserError
 
 Target = dict[str, Tensor]

@@ -7,7 +7,6 @@ torchvision's weights fit. To change a head, write another subclass, or pass a `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import faster_rcnn, mask_rcnn, roi_heads, rpn
 from torchvision.ops import (
-    MultiScaleRoIAlign,
     batched_nms,
     clip_boxes_to_image,
     remove_small_boxes,
 )
-from torchvision.ops.poolers import LevelMapper
 
 from botvision.detection.anchors import box_iou
 
@@ -45,23 +42,6 @@ class RegionProposalNetwork(rpn.RegionProposalNetwork):  # type: ignore[misc]
         self.box_similarity = box_iou
 
 
-class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
-    """RoIAlign over p2 to p5 that knows the strides of the pyramid.
-
-    torchvision infers the strides from the unpadded size of the first images that it sees. On a
-    padded canvas those scales are wrong.
-
-    Args:
-        strides: stride of each level, in pixels.
-        output_size: side of the pooled regions, in cells.
-    """
-
-    def __init__(self, strides: Sequence[int], output_size: int) -> None:
-        super().__init__([str(i) for i in range(len(strides))], output_size, sampling_ratio=2)
-        self.scales = [1 / stride for stride in strides]
-        self.map_levels = LevelMapper(k_min=2, k_max=len(strides) + 1)
-
-
 class BoxPredictor(faster_rcnn.FastRCNNPredictor):  # type: ignore[misc]
     """Box predictor with float32 outputs, also under autocast."""
 
@@ -75,14 +55,14 @@ class BoxPredictor(faster_rcnn.FastRCNNPredictor):  # type: ignore[misc]
 
 
 class PaddedRows(nn.Module):
-    """Mixin that pads the batch with zeros to a multiple of 64 and removes them from the output.
+    """Mixin that pads the batch with zeros to a multiple of 16 and removes them from the output.
 
     The number of regions differs between steps. On a CPU, every new number causes the compilation
     of the kernels of each convolution, forward and backward, which takes up to 0.4 s per kernel.
     Modules with batch norm cannot use this mixin, because the zeros would change their statistics.
     """
 
-    multiple = 64
+    multiple = 16
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the other base class for ``x`` (N, ...)."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from botvision.attention import Implementation
+from botvision.attention.products import exact_products
 from botvision.config import EvaluateConfig
 from botvision.data.classification import ClassificationData
 from botvision.data.detection import DetectionData
@@ -84,9 +85,10 @@ def evaluate(
     facts = one.validation.facts
     print_limit(console, facts["images"], facts["images_in_split"])
     evaluation = Evaluation([one.validation.evaluator, *evaluators])
-    evaluation_trainer(model.device, model.precision, [evaluation]).validate(
-        one.module, one.validation.loader, verbose=False
-    )
+    with exact_products():
+        evaluation_trainer(model.device, model.precision, [evaluation]).validate(
+            one.module, one.validation.loader, verbose=False
+        )
     path = Path(run)
     folder = Run(config.out or (path if path.is_dir() else path.parent))
     folder.path.mkdir(parents=True, exist_ok=True)

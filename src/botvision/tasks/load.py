@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from botvision.attention import Implementation
+from botvision.attention.products import exact_products
 from botvision.config import Device, Dtype, Precision
 from botvision.data.classification import eval_transform, readable_names
 from botvision.data.images import open_image
@@ -134,7 +135,7 @@ class DetectionModel:
         batch_size: int,
     ) -> Iterator[DetectionPrediction]:
         for batch in batches:
-            with autocast(self.device, self.precision):
+            with autocast(self.device, self.precision), exact_products():
                 found = detect(
                     self.module,
                     [image for _, image in batch],
@@ -204,7 +205,7 @@ class ClassificationModel:
         for batch in batches:
             pixels = torch.stack([transform(image) for _, image in batch]).to(self.device)
             with torch.inference_mode():
-                with autocast(self.device, self.precision):
+                with autocast(self.device, self.precision), exact_products():
                     logits = inference.logits(pixels)
                 probabilities = logits.softmax(dim=-1).cpu().numpy()
             for (file, image), row in zip(batch, probabilities, strict=True):

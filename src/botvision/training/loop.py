@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from botvision.attention.products import exact_products
 from botvision.config import TrainConfig
 from botvision.data.samplers import StepBatches
 from botvision.device import Process, peak_memory, worker_count
@@ -125,13 +126,14 @@ def fit(
         # A detector's heads see another number of proposals every time.
         getattr(training.model, "backbone", training.model).compile()
     if steps:
-        trainer.fit(
-            training.module,
-            _loader(training, config, start, steps, process),
-            validation.loader if validation is not None and config.eval_steps else None,
-            ckpt_path=run.checkpoint if start else None,
-            weights_only=True,
-        )
+        with exact_products():
+            trainer.fit(
+                training.module,
+                _loader(training, config, start, steps, process),
+                validation.loader if validation is not None and config.eval_steps else None,
+                ckpt_path=run.checkpoint if start else None,
+                weights_only=True,
+            )
     stop = trainer.global_step
     if stop < steps:
         console.print(f"stopped at step {stop}: {config.patience} evaluations without a better one")
@@ -139,7 +141,8 @@ def fit(
         training.save(run.weights, run.writes)
     else:
         if evaluation.step != stop:
-            trainer.validate(training.module, validation.loader, verbose=False)
+            with exact_products():
+                trainer.validate(training.module, validation.loader, verbose=False)
         if process.rank == 0:
             for evaluator in evaluation.evaluators:
                 evaluator.report(run.predictions, console)
