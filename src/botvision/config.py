@@ -114,7 +114,7 @@ class TrainConfig:
         strategy: Strategy for several processes: ddp replicates the model; fsdp shards its weights,
             gradients and optimizer state.
         precision: Precision: 32, or bf16 or 16 for automatic mixed precision. auto is bf16 on CUDA
-            and on CPUs with AMX, else 32.
+            and on CPUs with AMX or avx512_bf16, else 32.
         compile: Compile the model with torch.compile; for detectors only the backbone.
         workers: Number of processes that load data. -1 selects it automatically.
         out: Run folder. By default runs/DATA-MODEL.
@@ -262,7 +262,8 @@ class EvaluateConfig:
         workers: Number of processes that load images. -1 selects it automatically.
         out: Folder for the results. By default the run folder.
         device: Device: auto, cpu, cuda or mps.
-        precision: Precision: 32, bf16 or 16. auto is bf16 on CUDA and on CPUs with AMX, else 32.
+        precision: Precision: 32, bf16 or 16. auto is bf16 on CUDA and on CPUs with AMX or
+            avx512_bf16, else 32.
     """
 
     split: str | None = None
@@ -298,7 +299,8 @@ class PredictConfig:
         batch_size: Number of images, or of augmented views, per batch.
         out: Folder for the results. By default RUN/predictions.
         device: Device: auto, cpu, cuda or mps.
-        precision: Precision: 32, bf16 or 16. auto is bf16 on CUDA and on CPUs with AMX, else 32.
+        precision: Precision: 32, bf16 or 16. auto is bf16 on CUDA and on CPUs with AMX or
+            avx512_bf16, else 32.
     """
 
     score_threshold: float | None = None

@@ -58,6 +58,7 @@ def doctor() -> None:
         raise UserError(f"not installed: {names}; run `pip install {names}`")
     _check_operators()
     _print_devices()
+    _print_choices()
     print("all is well")
 
 
@@ -95,3 +96,27 @@ def _print_devices() -> None:
         print(f"{'cuda':18}no GPU that torch can use (it was built for CUDA {torch.version.cuda})")
     if torch.backends.mps.is_available():
         print(f"{'mps':18}available")
+
+
+def _print_choices() -> None:
+    import torch
+
+    from botvision.attention.functional import fastest
+    from botvision.device import bf16_instructions, resolve_device, resolve_precision
+
+    device = resolve_device("auto")
+    precision = resolve_precision("auto", device)
+    instructions = bf16_instructions()
+    if device != "cpu":
+        reason = f"the device is {device}"
+    elif instructions is None:
+        reason = "the CPU has no bf16 instructions (amx_bf16, avx512_bf16)"
+    else:
+        reason = f"the CPU has {instructions}"
+    print(f"{'precision auto':18}{precision}, because {reason}")
+    impl = fastest(torch.empty(1, 4, 32 * 32, 128, device=device), trained=True)
+    if impl == "onednn":
+        reason = "the CPU has AVX-512 and no AMX"
+    else:
+        reason = f"the device is {device}"
+    print(f"{'attention auto':18}{impl} on a 32x32 map, because {reason}")
