@@ -3,8 +3,8 @@
     python benchmarks/detection.py --json benchmarks/results/detection-cuda.json
 
 A step consists of a forward pass, a backward pass and an SGD update. All steps use the same images
-of ellipses, and no layer is frozen. torchvision's detector has its default settings, except for the
-image size, which is fixed like ours. Our feature pyramid has batch norm; torchvision's has none.
+of ellipses, and no layer is frozen. Anchors, proposals and the samples of the losses are equal. The
+settings in which the detectors differ are in the result (``DIFFERENCES``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from botvision.bench.measure import Measurement, measure
 from botvision.bench.report import header
+from botvision.config import DetectorConfig
 from botvision.detection import build_detector
 from botvision.device import DTYPES, autocast
 from botvision.files import write_text
@@ -30,6 +31,13 @@ from botvision.terminal import terminal
 THEIRS = "torchvision's maskrcnn_resnet50_fpn"
 OBJECTS = 7  # per image, as in COCO
 CLASSES = 80
+
+DIFFERENCES = {
+    "feature pyramid": "batch norm after each of its 8 convolutions in ours, none in torchvision's",
+    "RoIAlign on a CPU": "a sparse product in ours, torchvision's operator in torchvision's",
+    "mask head": "regions padded to a multiple of 16 in ours",
+    "input": "uint8 images in ours, float32 images with a resize to the same size in torchvision's",
+}
 
 Target = dict[str, Tensor]
 
@@ -67,6 +75,7 @@ def models(size: int, device: str) -> dict[str, nn.Module]:
         num_classes=CLASSES + 1,
         min_size=size,
         max_size=size,
+        rpn_post_nms_top_n_train=DetectorConfig().rpn_post_nms[0],
     )
     ours = {name: build_detector(name, CLASSES, size) for name in ("resnet50", "botnet50")}
     return {
@@ -126,6 +135,7 @@ def detection(
         "image_size": image_size,
         "batch_size": batch_size,
         "objects": OBJECTS,
+        "differences": DIFFERENCES,
         "seconds": seconds,
         "device": device,
     }

@@ -40,7 +40,7 @@ def explicit(q, k, v, height_logits, width_logits, scale):
     """Compute softmax(q k^T + positions) v directly."""
     CALLS.append(q.shape)
     position = (height_logits.unsqueeze(-1) + width_logits.unsqueeze(-2)).flatten(-2)
-    return (scale * q @ k.mT + position).softmax(-1) @ v
+    return (scale * q @ k.mT + position).softmax(-1).to(v.dtype) @ v
 
 
 CALLS = []
