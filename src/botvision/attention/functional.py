@@ -26,7 +26,7 @@ _IMPLEMENTATIONS: dict[str, Implementation] = {
 # if the logits are kept than if they are recomputed.
 _KEPT_TOKENS = 800
 _KEPT_TOKENS_HALF = 300
-# In training on a CPU without AMX, "onednn" is slower on 7x7 maps and faster on 14x14 maps.
+# On a CPU without AMX, "onednn" is slower on 7x7 maps and faster on 14x14 maps.
 _SMALL_TOKENS = 100
 
 
@@ -95,7 +95,7 @@ def fastest(q: Tensor, *, trained: bool, positions: bool = True) -> str:
     """Return the name of the implementation that ``impl="auto"`` selects.
 
     Exported programs use ``"reference"``. A CPU with AVX-512 and without AMX uses ``"onednn"``,
-    except for small maps in training. On other CPUs, the choice follows crossovers that were
+    except for small maps. On other CPUs, the choice follows crossovers that were
     measured on one with AMX. On other devices it is ``"sdpa"``: the Triton kernel has not run on a
     GPU yet, so it must be selected by name.
 
@@ -111,7 +111,7 @@ def fastest(q: Tensor, *, trained: bool, positions: bool = True) -> str:
     if torch.compiler.is_exporting() or q.device.type == "meta":
         return "reference"
     if positions and onednn.supports(q.device):
-        return "reference" if trained and q.shape[-2] < _SMALL_TOKENS else "onednn"
+        return "reference" if q.shape[-2] < _SMALL_TOKENS else "onednn"
     if q.device.type == "cpu":
         kept = _KEPT_TOKENS_HALF if q.dtype.itemsize <= 2 else _KEPT_TOKENS
         if trained and q.shape[-2] < kept:
