@@ -35,7 +35,10 @@ def _data_set(name: str) -> Path:
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("BOTVISION_DATA", beside)) / name
     if not folder.exists():
-        pytest.skip(f"no {folder}: set BOTVISION_DATA to a folder with the data set {name}")
+        pytest.skip(
+            f"no {folder}: the dataset {name} is not part of the repository; set BOTVISION_DATA to "
+            "a folder that contains it"
+        )
     return folder
 
 

@@ -15,8 +15,6 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from botvision import device as device_module
-from botvision.cli import doctor as doctor_module
 from botvision.cli.main import COMMANDS, main
 from botvision.config import DetectionConfig, DetectorConfig
 from botvision.models import list_models
@@ -346,40 +344,6 @@ def test_models(capsys, monkeypatch):
     monkeypatch.setattr("botvision.models.list_models", lambda: ["botnet50"])
     (row,) = json.loads(run(capsys, "models", "--json"))
     assert (row["name"], row["parameters"], row["image_size"]) == ("botnet50", 20_852_008, 224)
-
-
-def test_doctor_is_content_here(capsys):
-    text = run(capsys, "doctor")
-    assert torch.__version__ in text
-    assert text.strip().endswith("all is well")
-
-
-@pytest.mark.parametrize(
-    ("cpu", "line"),
-    [
-        ({"amx_bf16": True, "avx512_bf16": True}, "bf16, because the CPU has amx_bf16"),
-        ({"amx_bf16": False, "avx512_bf16": True}, "bf16, because the CPU has avx512_bf16"),
-        ({"avx2": True}, "32, because the CPU has no bf16 instructions (amx_bf16, avx512_bf16)"),
-        ({}, "32, because the CPU has no bf16 instructions (amx_bf16, avx512_bf16)"),
-    ],
-)
-def test_doctor_names_the_precision_and_its_reason(capsys, monkeypatch, cpu, line):
-    monkeypatch.setattr(device_module, "cpu_capabilities", lambda: cpu)
-    monkeypatch.setattr(device_module.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(device_module.torch.backends.mps, "is_available", lambda: False)
-    assert f"precision auto    {line}\n" in run(capsys, "doctor")
-    precision = device_module.resolve_precision("auto", "cpu")
-    assert precision == line.split(",")[0]
-    assert device_module.resolve_precision("auto", "mps") == "32"
-    assert device_module.resolve_precision("16", "cpu") == "16"
-
-
-def test_doctor_says_what_to_do(capsys, monkeypatch):
-    monkeypatch.setattr("torchvision.ops.nms", lambda *_: torch.tensor([0, 1]))
-    line = fail(capsys, "doctor")
-    assert "not a matching pair; run `pip install --force-reinstall torch torchvision`" in line
-    monkeypatch.setattr(doctor_module, "_PACKAGES", ("no-such-package",))
-    assert "not installed: no-such-package" in fail(capsys, "doctor")
 
 
 def test_debug_shows_the_traceback(capsys):

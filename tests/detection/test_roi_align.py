@@ -54,7 +54,8 @@ def test_bf16_features_are_summed_in_float32():
     images = torch.zeros(20, dtype=torch.long)
     got = roi_align(features, boxes, images, 7, 1 / 4)
     assert got.dtype == torch.bfloat16
-    exact = roi_align(features.double(), boxes, images, 7, 1 / 4)
+    rois = torch.cat([images[:, None], boxes], dim=1).double()
+    exact = torchvision_roi_align(features.double(), rois, 7, 1 / 4, sampling_ratio=2)
     torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-5)
 
 

@@ -95,9 +95,9 @@ def fastest(q: Tensor, *, trained: bool, positions: bool = True) -> str:
     """Return the name of the implementation that ``impl="auto"`` selects.
 
     Exported programs use ``"reference"``. A CPU with AVX-512 and without AMX uses ``"onednn"``,
-    except for small maps. On other CPUs, the choice follows crossovers that were
-    measured on one with AMX. On other devices it is ``"sdpa"``: the Triton kernel has not run on a
-    GPU yet, so it must be selected by name.
+    except for small maps. On other CPUs, the choice follows crossovers that were measured on one
+    with AMX. On other devices it is ``"sdpa"``: the Triton kernel has not run on a GPU yet, so it
+    must be selected by name.
 
     Args:
         q: queries (B, heads, N, d).

@@ -115,5 +115,10 @@ def _print_choices() -> None:
         reason = f"the CPU has {instructions}"
     print(f"{'precision auto':18}{precision}, because {reason}")
     impl = fastest(torch.empty(1, 4, 32 * 32, 128, device=device), trained=True)
-    reason = "the CPU has AVX-512 and no AMX" if impl == "onednn" else f"the device is {device}"
+    if impl == "onednn":
+        reason = "the CPU has AVX-512 and no AMX"
+    elif device == "cpu":
+        reason = "the CPU has AMX, or no AVX-512"
+    else:
+        reason = f"the device is {device}"
     print(f"{'attention auto':18}{impl} on a 32x32 map, because {reason}")
