@@ -62,8 +62,8 @@ def open_image(
         raise UserError(f"{path}: no such image file; check the path") from None
     except (Image.DecompressionBombError, MemoryError) as error:
         raise UserError(
-            f"{path}: has more than {MAX_PIXELS:,} pixels, or more than fit the memory; cut it into "
-            "smaller images"
+            f"{path}: has more than {MAX_PIXELS:,} pixels, or more than fit the memory; cut it "
+            "into smaller images"
         ) from error
     except DECODE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -276,7 +276,12 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     endings = Image.registered_extensions()
-    inside = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+    try:
+        names = sorted(path.iterdir())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be listed ({error.strerror}); check the folder") from error
+    # macOS writes a file ._x.jpg next to x.jpg, which is no image.
+    inside = [f for f in names if f.suffix.lower() in endings and not f.name.startswith("._")]
     if not inside:
         raise UserError(f"{path}: no image files in this folder")
     return inside
