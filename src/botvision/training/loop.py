@@ -105,8 +105,8 @@ def fit(
         console.print(line)
     console.print(
         f"{parameters / 1e6:.2f} M parameters; {steps} steps of {config.batch_size} images, "
-        f"learning rate {config.peak_lr:.4g}, {config.device}{processes}, precision "
-        f"{config.precision}"
+        f"learning rate {config.peak_lr:.4g}{config.lr_rule}, {config.device}{processes}, "
+        f"precision {config.precision}"
     )
     if start:
         run.check_model(training.module)
