@@ -16,6 +16,10 @@ from botvision.data.shapes import write_shapes
 from botvision.errors import UserError
 
 BUILT_IN = ("shapes", "shapes-context")
+_LAYOUTS = (
+    "neither COCO format (annotations/instances_train.json and image folders) nor class folders "
+    "(train/CLASS/*.jpg and val/ or test/ likewise) nor shards (train-000.tar)"
+)
 # Before the name of a data set on the Hugging Face Hub, or of a folder that its library reads.
 HUGGING_FACE = "hfds/"
 # In the cache's folder names: a set made by another version of the generator is made anew.
@@ -79,10 +83,25 @@ def task_of(data: str) -> Literal["detection", "classification"]:
     for split in ("train", "val", "valid", "validation", "test"):
         if class_folders(root / split) or find_shards(root, split):
             return "classification"
-    raise UserError(
-        f"{root}: neither COCO format (annotations/instances_train.json and image folders) nor "
-        "class folders (train/CLASS/*.jpg and val/ or test/ likewise) nor shards (train-000.tar)"
-    )
+    raise UserError(f"{root}: {_LAYOUTS}; {_found(root)}")
+
+
+def _found(root: Path) -> str:
+    """Describe what a folder of no known layout contains, and how to change it."""
+    exports = [*root.glob("_annotations.coco.json"), *root.glob("*/_annotations.coco.json")]
+    exports += [*root.glob("result.json"), *root.glob("instances_*.json")]
+    yolo = [*root.glob("data.yaml"), *root.glob("labels/")]
+    names = [str(path.relative_to(root)) for path in sorted([*exports, *yolo])]
+    if exports:
+        return (
+            f"found {' and '.join(names)}: move COCO files to annotations/instances_train.json and "
+            "annotations/instances_val.json, and their images to train/ and val/"
+        )
+    if yolo:
+        return f"found {' and '.join(names)}: export the data in COCO format instead of YOLO's"
+    entries = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
+    return f"found {shown}" if entries else "the folder is empty"
 
 
 def class_folders(split: Path) -> list[Path]:
