@@ -32,6 +32,7 @@ from botvision.data.samplers import sample_images
 from botvision.device import Process, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.classification import ClassificationEvaluator
+from botvision.files import make_folder
 from botvision.models import load_weights
 from botvision.tasks.checkpoint import ClassifierSpec, save_model
 from botvision.tasks.task import EvaluationPass, choose_split
@@ -233,7 +234,7 @@ def _validation(
     )
 
     def draw(folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         draw_confusion(evaluator.classes, evaluator.confusion, folder / "confusion.png")
 
     facts = {"split": split, "images": len(chosen), "images_in_split": len(data)}
