@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from botvision.data.listing import is_hidden
 from botvision.data.shapes import write_shapes
 from botvision.errors import UserError
 
@@ -22,6 +23,8 @@ _LAYOUTS = (
 )
 # Before the name of a data set on the Hugging Face Hub, or of a folder that its library reads.
 HUGGING_FACE = "hfds/"
+# Names of the splits' folders and shards.
+SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 # In the cache's folder names: a set made by another version of the generator is made anew.
 _SHAPES_VERSION = 1
 
@@ -80,7 +83,7 @@ def task_of(data: str) -> Literal["detection", "classification"]:
     root = open_data(data)
     if any((root / "annotations").glob("*.json")):
         return "detection"
-    for split in ("train", "val", "valid", "validation", "test"):
+    for split in SPLIT_FOLDERS:
         if class_folders(root / split) or find_shards(root, split):
             return "classification"
     raise UserError(f"{root}: {_LAYOUTS}; {_found(root)}")
@@ -105,13 +108,18 @@ def _found(root: Path) -> str:
 
 
 def class_folders(split: Path) -> list[Path]:
-    """The folders in ``split``, if there is one."""
-    return [path for path in split.iterdir() if path.is_dir()] if split.is_dir() else []
+    """The folders in ``split`` that are not hidden, if there is one."""
+    if not split.is_dir():
+        return []
+    return [path for path in split.iterdir() if path.is_dir() and not is_hidden(path.name)]
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
-    """``SPLIT*.tar`` in the folder, or ``SPLIT/*.tar``."""
-    return sorted([*root.glob(f"{split}*.tar"), *root.glob(f"{split}/*.tar")])
+    """``SPLIT*.tar`` in the folder, or ``SPLIT/*.tar``. ``valid-0.tar`` is not of ``val``."""
+    longer = tuple(n for n in SPLIT_FOLDERS if n.startswith(split) and n != split)
+    beside = [path for path in root.glob(f"{split}*.tar") if not path.name.startswith(longer)]
+    inside = [path for path in root.glob(f"{split}/*.tar") if not is_hidden(path.name)]
+    return sorted([*beside, *inside])
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -146,5 +154,5 @@ def _unpack(archive: Path, root: Path) -> None:
 
 def _inner(folder: Path) -> Path:
     """Step into the one folder that an archive often wraps its content in."""
-    entries = [e for e in folder.iterdir() if not e.name.startswith((".", "__MACOSX"))]
+    entries = [e for e in folder.iterdir() if not is_hidden(e.name)]
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
