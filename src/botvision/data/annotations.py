@@ -324,10 +324,7 @@ def _upright(
 
 
 def _without_root(file: Path, named: list[tuple[int, str, str]], used: set[int]) -> Categories:
-    """The categories, without the root that Roboflow puts before them.
-
-    No object has it, and it is the supercategory of all others.
-    """
+    """The categories without Roboflow's root, the unused supercategory of all others."""
     for id_, name, parent in named:
         others = [other for other in named if other[0] != id_]
         root = id_ not in used and parent in ("", "none") and others

@@ -88,9 +88,9 @@ class CocoData(DetectionData):
     ) -> None:
         self.split, self.images, self.annotations, self.task = split, images, annotations, task
         self.categories = annotations.categories
-        self.num_objects = annotations.instances
+        self.num_objects: int = annotations.instances
         absent = (annotations.masks == ABSENT) & ~annotations.crowd
-        self.num_masks = self.num_objects - int(absent.sum())
+        self.num_masks: int = self.num_objects - int(absent.sum())
         if absent.any():
             image = annotations.image_of()[absent.argmax()]
             self.unmasked = f"one in {self.image_name(image)}"
@@ -231,9 +231,7 @@ def load_split(split: Split, task: DetectionTask | None = None) -> CocoData:
     return CocoData(split, images, annotations, task)
 
 
-def _find(
-    folders: Iterable[Path], names: Sequence[str]
-) -> tuple[Path | None, list[str | None]]:
+def _find(folders: Iterable[Path], names: Sequence[str]) -> tuple[Path | None, list[str | None]]:
     """The first folder that contains an image, and the found names in it."""
     for folder in folders:
         files = ImageFiles(folder)

@@ -26,7 +26,7 @@ class ImageFiles:
         for candidate in dict.fromkeys((name, name.replace("\\", "/"))):
             parent, _, last = candidate.rpartition("/")
             names = self._names(self.folder / parent if parent else self.folder)
-            if last in names:
+            if names.get(last) == last:
                 return candidate
             found = self._walk(candidate)
             if found is not None:
@@ -42,7 +42,7 @@ class ImageFiles:
         path = Path(Path(name).anchor)
         for part in Path(name).relative_to(path).parts:
             names = self._names(self.folder / path)
-            found = part if part in names or part == ".." else names.get(_composed(part))
+            found = names.get(part, ".." if part == ".." else names.get(_composed(part)))
             if found is None:
                 return None
             path /= found

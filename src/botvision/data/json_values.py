@@ -151,7 +151,7 @@ def text(value: Any, name: str) -> str:
         return str(value)
     if type(value) is not str or not value.strip():
         raise Malformed(f"{name} is {shown(value)}, which is not a name")
-    if "\0" in value or not value.isascii() and re.search("[\ud800-\udfff]", value):
+    if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
         raise Malformed(f"{name} is {shown(value)}, which contains an invalid character")
     return value
 

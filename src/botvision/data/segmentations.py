@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,7 @@ class Segmentations:
 
     def __getitem__(self, rows: NDArray[Any]) -> Segmentations:
         """The masks of some of the objects."""
-        return Segmentations(
-            self.points, self.ends, self.parts[rows], self.counts, self.runs[rows]
-        )
+        return Segmentations(self.points, self.ends, self.parts[rows], self.counts, self.runs[rows])
 
     def mask(self, row: int, height: int, width: int) -> Segmentation | None:
         """The mask of an object in an image of that size; None if it has none."""
@@ -56,8 +54,7 @@ class Segmentations:
             return {"size": [height, width], "counts": self.counts[start:stop].decode("ascii")}
         first, last = self.parts[row]
         ends = self.ends[first : last + 1]
-        pairs = zip(ends[:-1], ends[1:], strict=True)
-        return [self.points[a:b].tolist() for a, b in pairs] or None
+        return [self.points[a:b].tolist() for a, b in pairwise(ends)] or None
 
 
 class SegmentationReader:
@@ -161,9 +158,7 @@ class SegmentationReader:
         self._counts += counts.encode("ascii") if isinstance(counts, str) else counts
         return SOUND
 
-    def finish(
-        self, sizes: NDArray[np.int64]
-    ) -> tuple[Segmentations, NDArray[np.uint8]]:
+    def finish(self, sizes: NDArray[np.int64]) -> tuple[Segmentations, NDArray[np.uint8]]:
         """Check the polygons.
 
         Args:

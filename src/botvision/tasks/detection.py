@@ -182,9 +182,7 @@ class DetectionTraining:
         self.val = splits["val"](config.task) if "val" in splits else None
         self.images = len(self.train)
         if self.train.num_objects == 0:
-            raise UserError(
-                f"{self.train.name}: has no objects to train on; add annotations to it"
-            )
+            raise UserError(f"{self.train.name}: has no objects to train on; add annotations to it")
         there = [split for split in (self.train, self.val) if split is not None]
         self.categories = merge_categories(*there)
         self.summary = [*(split.summary() for split in there), str(self.categories)]
