@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from botvision.config import DetectionTask
 from botvision.data.classification import ClassificationData
 from botvision.data.coco import find_splits, load_split
 from botvision.data.detection import DetectionData
@@ -18,7 +19,8 @@ from botvision.errors import UserError
 # A folder, an archive, a built-in set or hfds/NAME; or the splits as objects.
 DetectionSource = str | Mapping[str, DetectionData]
 ClassificationSource = str | Mapping[str, ClassificationData]
-DetectionSplits = dict[str, Callable[[], DetectionData]]
+# Opened for a task, or for the one that follows from the data.
+DetectionSplits = dict[str, Callable[[DetectionTask | None], DetectionData]]
 # Opened with the classes of the model, or None for their own.
 ClassificationSplits = dict[str, Callable[[Sequence[str] | None], ClassificationData]]
 
@@ -34,7 +36,8 @@ def detection_splits(data: DetectionSource) -> DetectionSplits:
             objects.
 
     Returns:
-        One function per split, which reads and checks the split when it is called.
+        One function per split, which reads and checks the split when it is called with the task, or
+        None for the one that follows from the data.
 
     Raises:
         UserError: no such data, or it is not in COCO format.
@@ -46,7 +49,7 @@ def detection_splits(data: DetectionSource) -> DetectionSplits:
     return {name: partial(_as_it_is, split) for name, split in data.items()}
 
 
-def _as_it_is(split: DetectionData) -> DetectionData:
+def _as_it_is(split: DetectionData, task: DetectionTask | None) -> DetectionData:
     return split
 
 
