@@ -13,6 +13,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 from botvision.errors import UserError
+from botvision.launcher import Launcher
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -42,7 +43,9 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error in one line and exit with status 2."""
         line = " ".join(str(message).split())
-        print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
+        launcher = Launcher.current()
+        if launcher is None or launcher.rank == 0:  # all its processes have the same arguments
+            print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
     def add_train_config(self, config: type) -> None:
