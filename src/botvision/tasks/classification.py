@@ -157,6 +157,11 @@ class ClassificationTraining:
         if "train" not in splits:
             raise UserError(f"{config.data}: has no training split, only {', '.join(splits)}")
         self.train = splits["train"](None)
+        if len(self.train.classes) < 2:
+            raise UserError(
+                f"{self.train.summary()}; a classifier needs at least two classes, so add a "
+                "folder or label of another one"
+            )
         self.held_out = next((name for name in ("val", "test") if name in splits), "")
         self.val = splits[self.held_out](self.train.classes) if self.held_out else None
         self.images = len(self.train)

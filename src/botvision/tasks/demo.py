@@ -56,7 +56,7 @@ def demo(
     run = train(data, recipe=recipe, out=out, resume=True, console=console, **settings)
     model = load(run)
     assert isinstance(model, DetectionModel)
-    val = detection_splits(data)["val"]()
+    val = detection_splits(data)["val"](None)
     make_folder(run.predictions)
     counts = [len(val.objects(index).boxes) for index in range(len(val))]
     busiest = sorted(range(len(val)), key=lambda index: -counts[index])[:_IMAGES_SHOWN]
