@@ -347,3 +347,10 @@ def test_unpacked_files_can_be_read(tmp_path):
     for path in folder.iterdir():
         assert not path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
         assert path.read_bytes()
+
+
+@pytest.mark.parametrize("size", [8192, 8704, 9216, 9728])
+def test_a_tar_that_ends_at_a_record_is_whole(tmp_path, size):
+    """Its two blocks of zeros begin in one record and end in the next."""
+    path = packed(tmp_path / "a.tar", {"a": bytes(size - 512), "b": b""})
+    assert len(files(open_data(str(path), cache=tmp_path / "cache"))) == 2

@@ -176,22 +176,31 @@ def _unpack_tar(archive: Path, output: _Output) -> None:
                     f"{archive}: {printable(member.name)} is a device or a pipe; pack it again "
                     "with files only"
                 )
-        _check_end(opened, archive)
+        try:
+            check_end(opened)
+        except tarfile.ReadError as error:
+            raise _damaged(archive, f" ({error})") from error
     _copy_links(links, output)
 
 
-def _check_end(opened: tarfile.TarFile, archive: Path) -> None:
-    """Check that an archive ends with zeros as it should, and not where its content is lost.
+def check_end(opened: tarfile.TarFile) -> None:
+    """Check that a tar archive ends as it should, and not where its content is lost.
 
     The reader stops without an error at damage between two members.
+
+    Args:
+        opened: an archive of which all members have been read.
+
+    Raises:
+        ReadError: the archive is cut off, or a part of it is lost.
     """
     assert opened.fileobj is not None
     opened.fileobj.seek(opened.offset)
     rest = opened.fileobj.read(2 * _RECORD)
     if len(rest) < tarfile.BLOCKSIZE:
-        raise _damaged(archive, " (it is cut off)")
+        raise tarfile.ReadError("it is cut off")
     if any(rest) or len(rest) >= _RECORD + 2 * tarfile.BLOCKSIZE:
-        raise _damaged(archive, " (a part of it is lost)")
+        raise tarfile.ReadError("a part of it is lost")
 
 
 def _copy_links(links: Iterable[tarfile.TarInfo], output: _Output) -> None:
