@@ -110,8 +110,9 @@ class TrainConfig:
         checkpoint_minutes: Also save a checkpoint this many minutes after the last one.
         seed: Random seed of the weights, the order of the data and its augmentation.
         device: Device: auto, cpu, cuda or mps.
-        devices: Number of processes on this machine, each with its own device.
-        nodes: Number of machines.
+        devices: Number of processes on each machine, each with its own device. Under torchrun or
+            srun, the number that it has started.
+        nodes: Number of machines. Under torchrun or srun, the number that it uses.
         strategy: Strategy for several processes: ddp replicates the model; fsdp shards its weights,
             gradients and optimizer state.
         precision: Precision: 32, or bf16 or 16 for automatic mixed precision. auto is bf16 on CUDA

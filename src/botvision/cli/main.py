@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    # Without torch's stack trace of a lost connection to another process.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if args[0] != "bench":  # which measures what users of the library have
         _let_idle_threads_sleep()
     make_parser, run, _ = COMMANDS[args[0]]

@@ -14,6 +14,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 from botvision.errors import UserError
+from botvision.launcher import Launcher
 from botvision.settings import setting_error
 
 
@@ -54,7 +55,9 @@ class Parser(ArgumentParser):
             line = fault.message
             if fault.parameter is not None:
                 line = f"--{dashed(fault.parameter)} {fault.value}: {line}"
-        print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
+        launcher = Launcher.current()
+        if launcher is None or launcher.rank == 0:  # all its processes have the same arguments
+            print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
     def _hint(self, name: str) -> Any:
