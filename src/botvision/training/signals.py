@@ -16,9 +16,9 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
-def resume_in_python(data: str, out: str) -> str:
-    """Return how to resume a run in Python."""
-    return f"botvision.train({data}, out={out!r}, resume=True)"
+def resume_in_python(data: str | None, out: str) -> str:
+    """Return how to resume a run in Python; ``data`` is None for objects."""
+    return f"botvision.train({data!r}, out={out!r}, resume=True)".replace("(None,", "(data,")
 
 
 class Stopped(SystemExit):
@@ -41,15 +41,17 @@ class StopSignals:
     that is ignored, no handler is installed.
 
     Args:
-        resume_with: from data and run folder to how the run is resumed, for ``message``.
+        resume_with: from the name of the data, or None for objects, and the run folder to the
+            ``command`` that resumes the run.
     """
 
-    def __init__(self, resume_with: Callable[[str, str], str] = resume_in_python) -> None:
+    def __init__(self, resume_with: Callable[[str | None, str], str] = resume_in_python) -> None:
         self.resume_with = resume_with
         self.received = 0
         # The signal for which all processes of the run have agreed to stop, or 0.
         self.agreed = 0
         self.deferred = False
+        self.command = ""
         self.message = "stopped before the first step"
         self.print: Callable[[str], None] = print
         self._earlier: dict[int, Any] = {}
@@ -67,6 +69,10 @@ class StopSignals:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 earlier = signal.signal(number, self._receive)
                 self._earlier.setdefault(number, earlier)
+
+    def stopped_at(self, step: int, steps: int) -> None:
+        """Set ``message``: the run would stop with ``step`` of its ``steps`` steps saved."""
+        self.message = f"stopped at step {step} of {steps}; resume with: {self.command}"
 
     def raise_if_received(self) -> None:
         """Raise ``Stopped`` if a signal was received while ``deferred`` was set."""
