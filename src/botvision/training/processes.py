@@ -120,7 +120,8 @@ class Processes:
 
     def _loss(self) -> str:
         """Return which process was lost, as far as it is known."""
-        _wait(lambda: any(child.poll() is not None for child in self._children), 2.0)
+        if self._children:  # the system ends a process after it has closed its connections
+            _wait(lambda: any(child.poll() is not None for child in self._children), 2.0)
         reason = "the connection to another process was lost, whose output may show the reason"
         for rank, child in enumerate(self._children, 1):
             if child.returncode:
