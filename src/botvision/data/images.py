@@ -1,6 +1,7 @@
 """Opening any image file as the 8-bit RGB picture that its annotations describe."""
 
 import struct
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,8 +17,16 @@ DECODE_ERRORS = (
     ValueError,
     EOFError,
     struct.error,
-    Image.DecompressionBombError,
 )
+
+# Larger images are refused: a small file may describe one that fills the memory. This many pixels
+# take 1 GiB. Pillow refuses twice its limit, and warns from its limit on.
+MAX_PIXELS = 2**28
+if Image.MAX_IMAGE_PIXELS is not None:  # else the program that uses this library has raised it
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2)
+# Pillow would run Ghostscript, a program, on the content.
+Image.init()
+_FORMATS = [name for name in Image.ID if name != "EPS"]
 
 
 def open_image(
@@ -44,12 +53,18 @@ def open_image(
         UserError: the file is missing, truncated, no image or of another size than `size`.
     """
     path = name or file
+    _check_regular(file)
     try:
-        with Image.open(file) as stored:
+        with _opened(file) as stored:
             stored.load()
             upright = ImageOps.exif_transpose(stored) if _turned(stored) else stored
     except FileNotFoundError:
         raise UserError(f"{path}: no such image file; check the path") from None
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise UserError(
+            f"{path}: has more than {MAX_PIXELS:,} pixels, or more than fit the memory; cut it "
+            "into smaller images"
+        ) from error
     except DECODE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -64,6 +79,19 @@ def open_image(
         f"{size[0]}x{size[1]}; use the images that were annotated, or correct the width and "
         "height in the annotation file"
     )
+
+
+def _opened(file: Path | BinaryIO) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=_FORMATS)
+
+
+def _check_regular(file: Path | BinaryIO) -> None:
+    """Refuse what may never end, such as a named pipe."""
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        kind = "a folder" if file.is_dir() else "a pipe or a device"
+        raise UserError(f"{file}: is {kind} and no image file; give an image file")
 
 
 def _turned(stored: Image.Image) -> bool:

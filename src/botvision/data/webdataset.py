@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from botvision.data.archives import check_end
 from botvision.data.images import open_image
 from botvision.data.listing import (
     LeftOut,
@@ -156,10 +157,7 @@ def _members(shard: Path, left_out: LeftOut) -> Iterator[tuple[str, tuple[int, i
                     )
                 label = int(text)
             yield str(path.with_suffix("")), (member.offset_data, member.size), label
-        rest = shard.stat().st_size - tar.offset
-    # A tar ends with blocks of zeros that fill a record.
-    if not 0 < rest <= tarfile.RECORDSIZE:
-        raise UserError(f"{shard}: cut off, its end is missing; download or write it again")
+        check_end(tar)
 
 
 def _names(file: Path) -> list[str]:

@@ -276,7 +276,10 @@ def _open_each(files: Iterable[Path], on_error: OnError | None) -> Iterator[_Ope
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    inside = sorted(file for file in path.iterdir() if is_image(file.name))
+    try:
+        inside = sorted(file for file in path.iterdir() if is_image(file.name))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be listed ({error.strerror}); check the folder") from error
     if not inside:
         raise UserError(f"{path}: no image files in this folder")
     return inside
