@@ -18,10 +18,17 @@ from botvision.config import PredictConfig
 from botvision.errors import UserError
 from botvision.files import write_text
 from botvision.settings import make_config
-from botvision.tasks.load import ClassificationModel, DetectionModel, check_batch_size, load
+from botvision.tasks.load import (
+    ClassificationModel,
+    DetectionModel,
+    check_batch_size,
+    load,
+    survey_files,
+    with_pixels,
+)
 from botvision.tasks.prediction import DetectionPrediction
 from botvision.tasks.task import refuse_options_of_the_other_task
-from botvision.terminal import terminal
+from botvision.terminal import print_text, terminal
 from botvision.visualize.classes import prediction_sheet
 
 TOP = 5
@@ -67,6 +74,10 @@ def predict(
         run, device=config.device, precision=config.precision, impl=impl, box_head=box_head
     )
     refuse_options_of_the_other_task(config, model.spec.task, fspath(run))
+    model = with_pixels(model, config)
+    images = [images] if isinstance(images, str | PathLike) else list(images)
+    for line in survey_files(images, model.spec.pixels):
+        print_text(console, line)
     path = Path(run)
     folder = config.out or (path if path.is_dir() else path.parent) / "predictions"
     unread: list[UserError] = []
