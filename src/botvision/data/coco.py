@@ -16,6 +16,7 @@ from botvision.data.annotations import NO_MASK, Annotations, read_annotations
 from botvision.data.detection import DetectionData, Objects
 from botvision.data.image_files import ImageFiles
 from botvision.data.images import DECODE_ERRORS, open_image
+from botvision.data.pixels import Pixels
 from botvision.data.segmentations import ABSENT
 from botvision.errors import UserError
 
@@ -83,6 +84,9 @@ class CocoData(DetectionData):
             the data, because only some objects have masks.
     """
 
+    pixels = Pixels()
+    """How images are read, which training, evaluation and prediction set."""
+
     def __init__(
         self, split: Split, images: Path, annotations: Annotations, task: DetectionTask | None
     ) -> None:
@@ -112,6 +116,8 @@ class CocoData(DetectionData):
         """File of the image at `index`."""
         return self.images / self.annotations.file_names[index]
 
+    image_file = image_path
+
     def image_name(self, index: int) -> str:
         """The file name of the image at `index`."""
         return self.annotations.file_names[index]
@@ -119,7 +125,7 @@ class CocoData(DetectionData):
     def image(self, index: int) -> Image.Image:
         """Read the image at `index`; raises UserError as `open_image`."""
         width, height = self.annotations.sizes[index].tolist()
-        return open_image(self.image_path(index), (width, height))
+        return open_image(self.image_path(index), (width, height), pixels=self.pixels)
 
     def objects(self, index: int) -> Objects:
         """The objects of the image at `index`, without crowd regions."""

@@ -35,8 +35,9 @@ from botvision.errors import UserError
 from botvision.evaluation.classification import ClassificationEvaluator
 from botvision.files import make_folder
 from botvision.models import load_weights
+from botvision.settings import plain
 from botvision.tasks.checkpoint import ClassifierSpec, save_model
-from botvision.tasks.task import EvaluationPass, choose_split
+from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.loop import Training, Validation
 from botvision.training.optimizer import make_optimizer, seed_batch
@@ -153,7 +154,7 @@ class ClassificationTraining:
         *,
         impl: Implementation | None = None,
     ) -> None:
-        self.config, self.impl = config, impl
+        self.impl = impl
         splits = classification_splits(data)
         if "train" not in splits:
             raise UserError(f"{config.data}: has no training split, only {', '.join(splits)}")
@@ -166,6 +167,7 @@ class ClassificationTraining:
         self.held_out = next((name for name in ("val", "test") if name in splits), "")
         self.val = splits[self.held_out](self.train.classes) if self.held_out else None
         self.images = len(self.train)
+        self.config, self.notices = settle_pixels(config, self.train, self.val)
         if config.mixup or config.cutmix:
             parts = config.accumulate * config.devices * config.nodes
             if config.batch_size // parts % 2:
@@ -184,6 +186,7 @@ class ClassificationTraining:
         rates = {name: rate for name, rate in rates.items() if rate}
         model = spec.build(impl=self.impl, regularization=rates)
         summary = [data.summary() for data in (self.train, self.val) if data is not None]
+        summary += self.notices
         if config.weights is not None:
             summary.append(str(load_weights(model, config.weights)))
         summary.append(f"{config.model}, classification, {spec.image_size} px")
@@ -211,6 +214,7 @@ class ClassificationTraining:
             resolved={
                 "task": "classification",
                 "image_size": spec.image_size,
+                "pixel_range": plain(spec.pixel_range),
                 "classes": list(spec.classes),
                 "data": {
                     name: fingerprint(split)
@@ -289,5 +293,8 @@ def classification_pass(
         process=Process(),
     )
     validation.facts["image_size"] = spec.image_size
-    summary = [f"{split.summary()}, seen at {spec.image_size} px"]
+    summary = [
+        f"{split.summary()}, seen at {spec.image_size} px",
+        *pixel_notices(split, spec.pixels),
+    ]
     return EvaluationPass(ClassificationInference(model, spec), validation, summary)

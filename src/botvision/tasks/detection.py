@@ -38,8 +38,9 @@ from botvision.detection.weights import load_detector_weights
 from botvision.device import Process, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.coco import CocoEvaluator
+from botvision.settings import plain
 from botvision.tasks.checkpoint import DetectorSpec, save_model
-from botvision.tasks.task import EvaluationPass, choose_split
+from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
 from botvision.training.activation_checkpoint import recompute_blocks
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.loop import Training, Validation
@@ -188,6 +189,8 @@ class DetectionTraining:
         self.categories = merge_categories(*there)
         self.summary = [*(split.summary() for split in there), str(self.categories)]
         self.task: DetectionTask = config.task or _task_of(there)
+        config, notices = settle_pixels(config, self.train, self.val)
+        self.summary += notices
         self.config = dataclasses.replace(config, task=self.task)
         self.impl, self.box_head = impl, box_head
 
@@ -237,6 +240,7 @@ class DetectionTraining:
             summary=summary,
             resolved={
                 "task": self.task,
+                "pixel_range": plain(spec.pixel_range),
                 "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
                 "data": {
                     name: fingerprint(split)
@@ -361,4 +365,5 @@ def detection_pass(
         process=Process(),
         batch_size=batch_size,
     )
-    return EvaluationPass(module, validation, [split.summary(), *validation.summary])
+    summary = [split.summary(), *pixel_notices(split, spec.pixels), *validation.summary]
+    return EvaluationPass(module, validation, summary)
