@@ -53,7 +53,5 @@ def test_categories_that_are_numbered_differently_are_matched_by_name(tmp_path):
 
 def test_a_category_that_the_model_lacks_is_an_error(tmp_path):
     data = load(tmp_path, content([annotation(1, category_id=2)]))
-    with pytest.raises(
-        UserError, match=r"the class 'dog' is not among the model's 1 class"
-    ):
+    with pytest.raises(UserError, match=r"the class 'dog' is not among the model's 1 class"):
         DetectionDataset(data, Categories((1,), ("cat",)), jitter=IDENTITY)

@@ -227,9 +227,7 @@ def test_detection_data_has_no_masks(tmp_path, segmentation):
     target = train_set(data, masks=False)[0][1]
     assert set(target) == {"boxes", "labels", "index"}
     assert len(target["boxes"]) == 2
-    with pytest.raises(
-        UserError, match=r"not every object has a mask \(one in 1\.png\)"
-    ):
+    with pytest.raises(UserError, match=r"not every object has a mask \(one in 1\.png\)"):
         train_set(data)
 
 

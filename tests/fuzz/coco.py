@@ -66,9 +66,7 @@ def _sound(draw):
             max_size=4,
         )
     )
-    images = [
-        {"id": k, "file_name": f"{k}.png", "width": WIDTH, "height": HEIGHT} for k in (1, 2)
-    ]
+    images = [{"id": k, "file_name": f"{k}.png", "width": WIDTH, "height": HEIGHT} for k in (1, 2)]
     categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b", "supercategory": "a"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     return copy.deepcopy(content)

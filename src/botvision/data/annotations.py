@@ -249,7 +249,7 @@ class _Objects:
         boxes = np.frombuffer(self.boxes).reshape(-1, 4)
         category_ids = np.frombuffer(self.categories, np.int64)
         crowd = np.frombuffer(self.crowd, np.bool_)
-        if (boxes % 1 != 0).any() and (np.abs(boxes) <= 1.001).all() and (sizes > 2).all():
+        if (np.abs(boxes) <= 1.001).all() and (boxes % 1 != 0).any() and (sizes > 2).all():
             raise UserError(
                 f"{file}: all boxes are in 0..1, as fractions of the image; COCO's boxes are in "
                 "pixels, multiply them by the width and height"
