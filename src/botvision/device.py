@@ -11,6 +11,7 @@ import torch
 from botvision.config import Device, Dtype, Precision, TrainConfig
 from botvision.environment import cpu_capabilities
 from botvision.errors import UserError
+from botvision.launcher import Launcher
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "32": torch.float32,
@@ -39,6 +40,26 @@ def resolve_device(device: Device) -> Device:
             value=device,
         )
     return device
+
+
+def check_device_count(device: Device, devices: int) -> None:
+    """Check that each process of this machine has a device.
+
+    Args:
+        device: device of the processes, not ``"auto"``.
+        devices: number of processes on this machine.
+
+    Raises:
+        UserError: this process sees fewer devices.
+    """
+    seen = {"cpu": devices, "cuda": torch.cuda.device_count(), "mps": 1}[device]
+    if seen < devices:
+        raise UserError(
+            f"every process must see one {device} device per process on its machine, and this one "
+            f"sees {seen}",
+            parameter="devices",
+            value=devices,
+        )
 
 
 def resolve_precision(precision: Precision, device: Device) -> Dtype:
@@ -73,19 +94,9 @@ class Process:
 
     @classmethod
     def current(cls, config: TrainConfig) -> Process:
-        """Return this process, with the rank that torchrun, Slurm or Lightning assigns.
-
-        Lightning starts the other processes of a machine itself, unless torchrun or Slurm did.
-        """
-        count = config.devices * config.nodes
-        if count == 1:
-            return cls()
-        names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-        number = {name: int(os.environ[name]) for name in names if name in os.environ}
-        rank = number.get("NODE_RANK", 0) * config.devices + number.get("LOCAL_RANK", 0)
-        if "LOCAL_RANK" not in number:
-            rank = number.get("SLURM_PROCID", rank)
-        return cls(number.get("RANK", rank), count)
+        """Return this process. The first one starts the others if there is no launcher."""
+        launcher = Launcher.current()
+        return cls(launcher.rank if launcher else 0, config.devices * config.nodes)
 
 
 def worker_count(workers: int, device: str) -> int:

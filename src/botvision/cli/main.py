@@ -79,8 +79,7 @@ def _with_flags(error: UserError, options: set[str]) -> str:
         option = f"--{name.replace('_', '-')}"
         return option if option in options else None
 
-    # An error from a data loading process contains its traceback. The message is the last line.
-    line = str(error).strip().splitlines()[-1].removeprefix("botvision.errors.UserError: ")
+    line = str(error)
     if error.parameter is not None and (option := flag(error.parameter)):
         line = option + line.removeprefix(error.parameter)
     return re.sub(r"`([a-z_.]+)`", lambda match: flag(match[1]) or match[0], line)
@@ -111,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    # Without torch's stack trace of a lost connection to another process.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if args[0] != "bench":  # which measures what users of the library have
         _let_idle_threads_sleep()
     make_parser, run, _ = COMMANDS[args[0]]

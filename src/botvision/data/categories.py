@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from botvision.errors import UserError
+from botvision.text import printable
 
 # The printed mapping shows this many classes in full and abridges a longer one.
 SHOWN = 10
@@ -75,7 +76,7 @@ class Categories:
     def __str__(self) -> str:
         """Write the mapping as `label = id name`, abridged in the middle."""
         entries = [
-            f"{k + 1} = {category} {name}"
+            f"{k + 1} = {category} {printable(name)}"
             for k, (category, name) in enumerate(zip(self.ids, self.names, strict=True))
         ]
         if len(entries) > SHOWN:

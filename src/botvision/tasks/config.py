@@ -10,8 +10,9 @@ from typing import Any
 from botvision.config import ClassificationConfig, DetectionConfig, TrainConfig
 from botvision.data.detection import DetectionData
 from botvision.data.sources import task_of
-from botvision.device import Process, resolve_device, resolve_precision
+from botvision.device import Process, check_device_count, resolve_device, resolve_precision
 from botvision.errors import UserError
+from botvision.launcher import Launcher
 from botvision.settings import load_recipe, make_config, read_settings
 from botvision.tasks.checkpoint import upgrade_model_args
 from botvision.training.run import Run
@@ -31,6 +32,7 @@ def settle(
     """Resolve the settings of a training run on this machine.
 
     This selects the device, the precision and the run folder where the settings leave them open.
+    The numbers of processes and machines are the launcher's, if there is one.
 
     Args:
         data: data of ``botvision.train``: a name, a path, or the splits as objects.
@@ -47,9 +49,11 @@ def settle(
         UserError: the settings contain an error or cannot work on this machine.
     """
     layered = training_config(data, recipe=recipe, config=config, resume=resume, settings=settings)
+    layered = _with_launcher(layered, settings)
     _check(layered)
     out = layered.out or _new_folder(layered)
     device = resolve_device(layered.device)
+    check_device_count(device, layered.devices)
     if layered.norm == "sync" and device != "cuda":
         raise UserError(
             f"torch synchronizes batch norm on GPUs only, and the device is {device}; use plain or "
@@ -90,7 +94,8 @@ def training_config(
     configs = [config] if isinstance(config, str | Path | Mapping) else config or []
     for source in configs:
         layer = dict(source) if isinstance(source, Mapping) else read_settings(source)
-        recipe = recipe or layer.pop("recipe", None)
+        own_recipe = layer.pop("recipe", None)
+        recipe = recipe or own_recipe
         layers.append(layer)
     layers.append(settings)
     if resume:
@@ -117,13 +122,29 @@ def training_config(
     return make_config(kind, *layers, {"data": name})
 
 
+def _with_launcher(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings for the launcher's processes.
+
+    They replace the numbers in a recipe or in the config of an earlier run. ``settings`` must not
+    contradict them.
+    """
+    launcher = Launcher.current()
+    if launcher is None:
+        return config
+    for name in ("devices", "nodes"):
+        given, started = getattr(config, name), getattr(launcher, name)
+        if settings.get(name) is not None and given != started:
+            raise UserError(
+                f"{launcher.name} has started {launcher.devices} processes per machine on "
+                f"{launcher.nodes} machines, so the number is {started}; leave it out",
+                parameter=name,
+                value=given,
+            )
+    return dataclasses.replace(config, devices=launcher.devices, nodes=launcher.nodes)
+
+
 def _check(config: TrainConfig) -> None:
     """Raise UserError for settings that cannot work on any machine."""
-    least = {"batch_size": 1, "max_steps": 0, "accumulate": 1, "devices": 1, "nodes": 1}
-    for name, minimum in {**least, "patience": 0, "eval_steps": 0}.items():
-        value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise UserError(f"must be at least {minimum}", parameter=name, value=value)
     if config.patience and not config.eval_steps:
         raise UserError(
             "requires `eval_steps`, because it counts evaluations", parameter="patience"
@@ -135,6 +156,13 @@ def _check(config: TrainConfig) -> None:
             "micro-batches on each process",
             parameter="batch_size",
             value=config.batch_size,
+        )
+    if config.nodes > 1 and Launcher.current() is None:
+        raise UserError(
+            "several machines require a launcher, torchrun or srun, which starts their processes; "
+            "see docs/training-at-scale.md",
+            parameter="nodes",
+            value=config.nodes,
         )
     if config.devices * config.nodes > 1 and config.out is None:
         raise UserError("multiple processes require a common run folder; give `out`")

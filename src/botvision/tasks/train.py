@@ -21,6 +21,7 @@ from botvision.tasks.detection import DetectionTraining
 from botvision.tasks.task import Task
 from botvision.terminal import terminal
 from botvision.training.loop import fit
+from botvision.training.processes import Processes
 from botvision.training.run import Run
 from botvision.visualize.curves import plot_curves
 
@@ -65,37 +66,43 @@ def train(
         UserError: the data, the settings or the weights file contain an error, or the loss is not
             finite.
     """
-    settled, process = settle(data, recipe=recipe, config=config, resume=resume, settings=settings)
-    console = console or terminal(quiet=process.rank > 0)
-    source: Any = settled.data if isinstance(data, str | Path) else data
-    task: Task
-    if isinstance(settled, DetectionConfig):
-        task = DetectionTraining(settled, source, impl=impl, box_head=box_head)
-    elif isinstance(settled, ClassificationConfig) and box_head is None:
-        task = ClassificationTraining(settled, source, impl=impl)
-    else:
-        raise UserError("applies only to detectors; leave it out", parameter="box_head")
-    steps = settled.max_steps
-    if steps is None:
-        steps = math.ceil(settled.epochs * task.images / settled.batch_size)
-    assert settled.out is not None
-    run = Run(settled.out, writes=process.rank == 0)
-    start = run.begin(resume=resume)
-    if run.has_ended(steps, settled.patience):
-        more = "patience" if start < steps else "epochs"
-        console.print(f"{run.path}: complete, {start} of {steps} steps; raise {more} to continue")
+    with Processes() as processes:
+        settled, process = settle(
+            data, recipe=recipe, config=config, resume=resume, settings=settings
+        )
+        console = console or terminal(quiet=process.rank > 0)
+        source: Any = settled.data if isinstance(data, str | Path) else data
+        task: Task
+        if isinstance(settled, DetectionConfig):
+            task = DetectionTraining(settled, source, impl=impl, box_head=box_head)
+        elif isinstance(settled, ClassificationConfig) and box_head is None:
+            task = ClassificationTraining(settled, source, impl=impl)
+        else:
+            raise UserError("applies only to detectors; leave it out", parameter="box_head")
+        steps = settled.max_steps
+        if steps is None:
+            steps = math.ceil(settled.epochs * task.images / settled.batch_size)
+        assert settled.out is not None
+        run = Run(settled.out, writes=process.rank == 0)
+        start = run.begin(resume=resume)
+        if run.has_ended(steps, settled.patience):
+            more = "patience" if start < steps else "epochs"
+            console.print(
+                f"{run.path}: complete, {start} of {steps} steps; raise {more} to continue"
+            )
+            return run
+        fit(
+            task.training(steps, process),
+            task.config,
+            run,
+            start=start,
+            steps=steps,
+            process=process,
+            processes=processes,
+            evaluators=evaluators,
+            console=console,
+        )
+        if run.writes and steps:
+            plot_curves(run.events_file, run.plots)
+        console.print(f"run written to {run.path}")
         return run
-    fit(
-        task.training(steps, process),
-        task.config,
-        run,
-        start=start,
-        steps=steps,
-        process=process,
-        evaluators=evaluators,
-        console=console,
-    )
-    if run.writes and steps:
-        plot_curves(run.events_file, run.plots)
-    console.print(f"run written to {run.path}")
-    return run

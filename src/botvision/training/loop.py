@@ -19,6 +19,7 @@ from botvision.device import Process, peak_memory, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.evaluator import Evaluator, TaskEvaluator
 from botvision.training.callbacks import DataWait, Evaluation, EventLog
+from botvision.training.processes import Processes
 from botvision.training.run import Run
 from botvision.training.trainer import training_trainer
 
@@ -78,6 +79,7 @@ def fit(
     start: int,
     steps: int,
     process: Process,
+    processes: Processes,
     evaluators: Sequence[Evaluator] = (),
     console: Console,
 ) -> None:
@@ -90,6 +92,7 @@ def fit(
         start: the first step.
         steps: length of the run.
         process: this process.
+        processes: the processes of the run, which have not started yet.
         evaluators: further metrics.
         console: where to print.
 
@@ -100,13 +103,13 @@ def fit(
     if validation is None and config.patience:
         raise UserError(f"{config.data} has no validation split to judge by", parameter="patience")
     parameters = sum(p.numel() for p in training.model.parameters())
-    processes = f" x {process.count}" if process.count > 1 else ""
+    several = f" x {process.count}" if process.count > 1 else ""
     for line in training.summary:
         console.print(line)
     console.print(
         f"{parameters / 1e6:.2f} M parameters; {steps} steps of {config.batch_size} images, "
-        f"learning rate {config.peak_lr:.4g}, {config.device}{processes}, precision "
-        f"{config.precision}"
+        f"learning rate {config.peak_lr:.4g}{config.lr_rule}, {config.device}{several}, "
+        f"precision {config.precision}"
     )
     if start:
         run.check_model(training.module)
@@ -121,6 +124,7 @@ def fit(
         every = [validation.evaluator, *evaluators]
         evaluation = Evaluation(every, run, validation.facts, training.save)
         callbacks.append(evaluation)
+    processes.start(config.devices)
     trainer = training_trainer(config, run, steps, callbacks)
     if config.compile:
         # A detector's heads see another number of proposals every time.

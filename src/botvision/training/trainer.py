@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -35,6 +37,8 @@ def quiet_lightning() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",
         # A run folder may have been moved.
         ".*The dirpath has changed from.*",
+        # A machine of a cluster may well train outside a job.
+        ".*The `srun` command is available on your system but is not used.*",
         # Which images come next is a function of the step: StepBatches goes on from there.
         ".*your dataloader is not resumable.*",
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
@@ -64,6 +68,8 @@ def evaluation_trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=1,
         precision=_PRECISIONS[precision],
+        # One process, even in a job of Slurm, whose variables Lightning would check.
+        plugins=[LightningEnvironment()],
         logger=False,
         callbacks=[*callbacks],
         enable_checkpointing=False,
@@ -119,6 +125,10 @@ def training_trainer(
         A trainer for the processes of the run, without a logger.
     """
     quiet_lightning()
+    # `Processes` sets the variables of torchrun, whatever has started the processes. Lightning's
+    # own environment for Slurm would handle the signals that requeue a job.
+    several = config.devices * config.nodes > 1
+    environment = TorchElasticEnvironment() if several else LightningEnvironment()
     checkpoints: dict[str, Any] = {
         "dirpath": run.checkpoint.parent,
         "filename": run.checkpoint.stem,
@@ -129,6 +139,7 @@ def training_trainer(
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=_strategy(config),
+        plugins=[environment],
         precision=_PRECISIONS[config.precision],
         max_epochs=-1,
         max_steps=steps,

@@ -1,0 +1,120 @@
+"""Trainings that torchrun or the command itself starts on several processes, and their end."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from launched import (
+    ENVIRONMENT,
+    TORCHRUN,
+    command,
+    errors,
+    events,
+    launch,
+    process_of,
+    steps,
+    train,
+    wait_for_steps,
+)
+
+LAUNCHERS = {"torchrun": (TORCHRUN, []), "command": ([sys.executable], ["--devices", "2"])}
+BY_LAUNCHER = pytest.mark.parametrize(("launcher", "devices"), LAUNCHERS.values(), ids=LAUNCHERS)
+LOST = "; resume the run from its last checkpoint"
+
+
+def test_torchrun_needs_no_devices(tiny_data, tmp_path):
+    done = train(tiny_data, tmp_path / "run", "--max-steps", "2", launcher=TORCHRUN)
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["devices"], config["nodes"]) == (2, 1)
+    assert steps(tmp_path / "run") == [1, 2]
+    assert " cpu x 2, " in done.stdout
+    assert done.stdout.count("run written to") == 1
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+@BY_LAUNCHER
+def test_a_lost_process_ends_the_others(tiny_data, tmp_path, launcher, devices, rank):
+    out = tmp_path / "run"
+    # In a file, because the other process may outlive the one that is waited for.
+    with (tmp_path / "errors.txt").open("w") as file:
+        process = subprocess.Popen(
+            command(tiny_data, out, "--max-steps", "5000", *devices, launcher=launcher),
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
+    wait_for_steps(out, 2)
+    first = process.pid if devices else process_of(0, out)
+    ranks = [first, process_of(1, out)]
+    os.kill(ranks[rank], signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    other = ranks[1 - rank]
+    end = time.monotonic() + 30
+    while pathlib.Path(f"/proc/{other}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    (line,) = errors((tmp_path / "errors.txt").read_text())
+    assert line.endswith(LOST)
+    if devices and rank == 1:
+        assert "process 1 of 2 was killed by SIGKILL" in line
+
+
+@BY_LAUNCHER
+def test_a_bad_image_of_one_process(tiny_data, tmp_path, launcher, devices):
+    """The other process ends without a message of its own."""
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    image = next((data / "train").glob("*"))
+    image.write_bytes(b"no image")
+    done = launch(data, tmp_path / "run", "--max-steps", "20", *devices, launcher=launcher)
+    assert done.returncode != 0
+    (line,) = errors(done.stderr)
+    assert image.name in line
+    if devices:
+        assert done.returncode == 2
+        assert done.stderr.strip() == line
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--norm", "nothing"], ["--batch-size", "3"], ["--weights", "missing.safetensors"]],
+    ids=" ".join,
+)
+def test_an_error_before_the_training_is_printed_once(tiny_data, tmp_path, wrong):
+    """All processes end with status 2, which torchrun reports."""
+    done = launch(tiny_data, tmp_path / "run", *wrong, launcher=TORCHRUN)
+    assert done.returncode != 0
+    assert len(errors(done.stderr)) == 1, done.stderr
+    assert "exitcode  : 2" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategies", ["ddp ddp", "fsdp fsdp", "ddp fsdp", "fsdp ddp"])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_resume_with_another_number_of_processes(tiny_data, tmp_path, strategies, before, after):
+    """A step's images do not depend on it, so the losses are those of an uninterrupted run."""
+    settings = ["--norm", "frozen", "--accumulate", "2", "--batch-size", "4"]
+    for out, limits in (("whole", [4]), ("resumed", [2, 4])):
+        for limit, devices, strategy in zip(
+            limits, (before, after), strategies.split(), strict=False
+        ):
+            train(
+                tiny_data,
+                tmp_path / out,
+                *(*settings, "--max-steps", limit, "--devices", devices, "--strategy", strategy),
+                *(["--resume"] if limit != limits[0] else []),
+            )
+    whole, resumed = (
+        [event["loss"] for event in events(tmp_path / out) if event["event"] == "train"]
+        for out in ("whole", "resumed")
+    )
+    assert len(whole) == len(resumed) == 4
+    assert resumed[:2] == whole[:2]
