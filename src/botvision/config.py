@@ -332,6 +332,22 @@ class PredictConfig:
     precision: Precision = "auto"
 
 
+@dataclass(kw_only=True)
+class CheckConfig:
+    """How a data set is checked.
+
+    Args:
+        task: Task to check for: detection ignores masks, segmentation requires them, classification
+            reads class folders. By default the task of the data.
+        workers: Number of threads that read images. -1 selects it automatically.
+        out: Folder for the contact sheet. By default runs/DATA-check.
+    """
+
+    task: DetectionTask | Literal["classification"] | None = None
+    workers: int = -1
+    out: Path | None = None
+
+
 # The options of evaluation and prediction that apply to only one of the tasks.
 DETECTION_OPTIONS = (
     *("score_threshold", "max_detections", "flip", "scales", "tile", "mask_format"),
