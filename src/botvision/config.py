@@ -19,6 +19,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "16"]
 Dtype = Literal["32", "bf16", "16"]
 Strategy = Literal["ddp", "fsdp"]
+BadDataMode = Literal["error", "skip"]
 Mode = Literal["forward", "train"]
 MaskFormat = Literal["rle", "polygon"]
 TableResize = Literal["slice", "interpolate"]
@@ -108,6 +109,9 @@ class TrainConfig:
             it.
         checkpoint_steps: Save a checkpoint every this many steps.
         checkpoint_minutes: Also save a checkpoint this many minutes after the last one.
+        bad_data: What to do about malformed annotations and images that cannot be read: error, or
+            skip, which reads all images before the first step and lists what it leaves out in the
+            run's skipped.json.
         seed: Random seed of the weights, the order of the data and its augmentation.
         device: Device: auto, cpu, cuda or mps.
         devices: Number of processes on each machine, each with its own device. Under torchrun or
@@ -149,6 +153,7 @@ class TrainConfig:
     patience: int = 0
     checkpoint_steps: int = 500
     checkpoint_minutes: float = 10.0
+    bad_data: BadDataMode = "error"
     seed: int = 0
     device: Device = "auto"
     devices: int = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ class CocoData(DetectionData):
         self.categories = annotations.categories
         self.num_objects: int = annotations.instances
         absent = (annotations.masks == ABSENT) & ~annotations.crowd
+        self.num_left_out = sum(annotations.left_out.values())
         self.num_masks: int = self.num_objects - int(absent.sum())
         if absent.any():
             image = annotations.image_of()[absent.argmax()]
@@ -122,6 +123,10 @@ class CocoData(DetectionData):
         """Read the image at `index`; raises UserError as `open_image`."""
         width, height = self.annotations.sizes[index].tolist()
         return open_image(self.image_path(index), (width, height))
+
+    def without_images(self, images: Collection[int]) -> CocoData:
+        """The split without the images at some indices and their objects."""
+        return CocoData(self.split, self.images, self.annotations.without_images(images), self.task)
 
     def objects(self, index: int) -> Objects:
         """The objects of the image at `index`, without crowd regions."""
@@ -173,7 +178,7 @@ class CocoData(DetectionData):
             classes = f"{used} of {classes}"
         with_objects = len(np.unique(a.image_of()[~a.crowd]))
         empty = len(self) - with_objects
-        left_out = sum(a.left_out.values())
+        left_out = self.num_left_out
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in a.left_out.items())
         return (
             f"{self.split.name}: {_count(len(self), 'image')}"

@@ -17,7 +17,7 @@ from botvision.data.object_checks import suspicious_objects
 Split = DetectionData | ClassificationData
 # Names that are listed after a finding.
 _NAMES = 3
-# An 8-bit image whose values differ by less shows nothing.
+# An 8-bit image whose values differ by less shows nearly nothing.
 _LEAST_RANGE = 16
 
 
@@ -72,11 +72,11 @@ def image_findings(split: str, facts: Sequence[ImageFacts]) -> Iterator[Finding]
             ("unreadable", f"images that cannot be used, {error}", partial(_has_error, error))
             for error in errors
         ),
-        ("flat", "images of a single color", lambda image: image.low == image.high),
+        ("flat", "images of a single color", lambda image: image.contrast == 0),
         (
             "narrow",
             "images nearly without contrast",
-            lambda image: not image.deep and 0 < image.high - image.low < _LEAST_RANGE,
+            lambda image: not image.deep and 0 < image.contrast < _LEAST_RANGE,
         ),
         ("pages", "images with several pages, of which one is used", lambda i: i.pages > 1),
     ]

@@ -35,6 +35,8 @@ class ImageFacts:
     low: float = 0.0
     high: float = 0.0
     """The least and the greatest stored value of any channel."""
+    contrast: float = 0.0
+    """The greatest difference between two values of one channel."""
     pages: int = 1
     digest: bytes = b""
     """Hash of the decoded pixels: equal for identical images, whatever their files are."""
@@ -74,8 +76,17 @@ def inspect(data: Any, index: int) -> ImageFacts:
     digest.update(stored.tobytes())
     extrema: Any = stored.getextrema()
     channels = extrema if isinstance(extrema[0], tuple) else [extrema]
-    low, high = min(c[0] for c in channels), max(c[1] for c in channels)
-    return ImageFacts(name, None, image.size, mode, float(low), float(high), pages, digest.digest())
+    return ImageFacts(
+        name,
+        error=None,
+        size=image.size,
+        mode=mode,
+        low=float(min(low for low, _ in channels)),
+        high=float(max(high for _, high in channels)),
+        contrast=float(max(high - low for low, high in channels)),
+        pages=pages,
+        digest=digest.digest(),
+    )
 
 
 def inspect_all(data: Any, workers: int = -1) -> Iterator[ImageFacts]:

@@ -7,10 +7,11 @@ class folders keep.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -117,11 +118,27 @@ class WebDataset:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        shard, key, offset, size = self.images[index]
+        name, content = self.image_name(index), self.image_file(index)
+        return open_image(content, name=name), self.labels[index]
+
+    def image_name(self, index: int) -> str:
+        """The shard and the member that is the image at ``index``."""
+        shard, member, _, _ = self.images[index]
+        return f"{shard}: {member}"
+
+    def image_file(self, index: int) -> io.BytesIO:
+        """The file of the image at ``index``."""
+        shard, _, offset, size = self.images[index]
         with shard.open("rb") as file:
             file.seek(offset)
-            content = io.BytesIO(file.read(size))
-        return open_image(content, name=f"{shard}: {key}"), self.labels[index]
+            return io.BytesIO(file.read(size))
+
+    def without_images(self, images: Collection[int]) -> WebDataset:
+        """The split without the images at some indices."""
+        other = copy.copy(self)
+        other.images = [image for i, image in enumerate(self.images) if i not in images]
+        other.labels = [label for i, label in enumerate(self.labels) if i not in images]
+        return other
 
     def summary(self) -> str:
         """One line: how many images of how many classes, and what was left out."""

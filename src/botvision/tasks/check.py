@@ -209,7 +209,7 @@ def _print(console: Console, report: CheckReport, splits: Mapping[str, Split]) -
             if text:
                 print_text(console, f"  {title:16}{text}")
     number = len(report.findings)
-    print_text(console, f"{number} finding{'s' * (number != 1)}" + ":" * bool(number))
+    print_text(console, f"{number} finding{'s' * (number > 1)}:" if number else "no findings")
     for finding in report.findings:
         print_text(console, f"  {finding}")
     if report.sheet is not None:
