@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import botvision
-from botvision.cli import bench, demo, doctor, eval, models, predict, train
+from botvision.cli import bench, check, demo, doctor, eval, models, predict, train
 from botvision.cli.parsers import Parser
 from botvision.errors import UserError
 
@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Run, str]] = {
         predict.run,
         "RUN IMAGE...: masks, boxes and classes of images",
     ),
+    "check": (check.check_parser, check.run, "DATA: check a data set before training"),
     "models": (models.models_parser, models.run, "list the paper's models"),
     "bench": (
         bench.bench_parser,

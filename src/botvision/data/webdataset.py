@@ -7,10 +7,11 @@ class folders keep.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -137,6 +138,13 @@ class WebDataset:
         with shard.open("rb") as file:
             file.seek(offset)
             return io.BytesIO(file.read(size))
+
+    def without_images(self, images: Collection[int]) -> WebDataset:
+        """The split without the images at some indices."""
+        other = copy.copy(self)
+        other.images = [image for i, image in enumerate(self.images) if i not in images]
+        other.labels = [label for i, label in enumerate(self.labels) if i not in images]
+        return other
 
     def summary(self) -> str:
         """One line: how many images of how many classes, and what was left out."""
