@@ -8,6 +8,7 @@ from botvision.cli.parsers import Parser, config_parser
 from botvision.config import PredictConfig
 
 GROUPS = {
+    "data": ["pixel_range", "page"],
     "detectors only": [
         *("score_threshold", "max_detections", "flip", "scales", "tile", "mask_format"),
     ],

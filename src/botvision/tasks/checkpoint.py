@@ -23,8 +23,10 @@ from botvision.config import (
     DetectionTask,
     DetectorConfig,
     Norm,
+    PixelRange,
 )
 from botvision.data.categories import Categories
+from botvision.data.pixels import Pixels
 from botvision.detection import Detector, build_detector
 from botvision.environment import versions
 from botvision.errors import UserError
@@ -35,8 +37,9 @@ from botvision.settings import plain
 from botvision.tasks.card import check_card
 from botvision.training.fsdp import whole_tensors
 
-# Version of the metadata in the weights file. Files of version 0.1 do not contain it.
-SCHEMA = 1
+# Version of the metadata in the weights file. Files of version 0.1 do not contain it, and those of
+# schema 1 no pixel range and page.
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class DetectorSpec:
         categories: ids and names of the classes. Label k of the detector is entry k - 1.
         objects: names of the parts that were passed as objects: ``"impl"``, ``"box_head"``. They
             must be passed again when the model is loaded, so a file never decides which code runs.
+        pixel_range: values that become 0 and 255 in images of more than 8 bits, see ``Pixels``.
+        page: page of multi-page files, from 0.
     """
 
     model: str
@@ -63,6 +68,13 @@ class DetectorSpec:
     detector: DetectorConfig
     categories: Categories
     objects: tuple[str, ...] = ()
+    pixel_range: PixelRange | None = None
+    page: int = 0
+
+    @property
+    def pixels(self) -> Pixels:
+        """How image files are read."""
+        return Pixels(self.pixel_range, self.page)
 
     @classmethod
     def of(
@@ -95,6 +107,8 @@ class DetectorSpec:
             detector=config.detector,
             categories=categories,
             objects=tuple(objects),
+            pixel_range=_chosen(config.pixel_range),
+            page=config.page,
         )
         check_card(plain(spec))
         return spec
@@ -105,7 +119,7 @@ class DetectorSpec:
         numbers = _tuples(fields["detector"])
         ids, names = (tuple(fields["categories"][key]) for key in ("ids", "names"))
         own = {"detector": DetectorConfig(**numbers), "categories": Categories(ids, names)}
-        return cls(**{**fields, **own, "objects": tuple(fields.get("objects", ()))})
+        return cls(**{**_tuples(fields), **own})
 
     def build(
         self, *, impl: Implementation | None = None, box_head: nn.Module | None = None
@@ -153,6 +167,8 @@ class ClassifierSpec:
         crop_share: fraction of the shorter side of an image that the center crop covers.
         task: always ``"classification"``.
         objects: names of the parts that were passed as objects, as in ``DetectorSpec``.
+        pixel_range: as in ``DetectorSpec``.
+        page: as in ``DetectorSpec``.
     """
 
     model: str
@@ -165,6 +181,13 @@ class ClassifierSpec:
     crop_share: float
     task: Literal["classification"] = "classification"
     objects: tuple[str, ...] = ()
+    pixel_range: PixelRange | None = None
+    page: int = 0
+
+    @property
+    def pixels(self) -> Pixels:
+        """How image files are read."""
+        return Pixels(self.pixel_range, self.page)
 
     @classmethod
     def of(
@@ -197,6 +220,8 @@ class ClassifierSpec:
             std=cfg.std,
             crop_share=config.crop_share,
             objects=tuple(objects),
+            pixel_range=_chosen(config.pixel_range),
+            page=config.page,
         )
         check_card(plain(spec))
         return spec
@@ -265,6 +290,11 @@ def _check_objects(wanted: Sequence[str], **given: object) -> None:
 
 def _with_impl(model_args: dict[str, Any], impl: Implementation | None) -> dict[str, Any]:
     return model_args if impl is None else {**model_args, "impl": impl}
+
+
+def _chosen(pixel_range: PixelRange | Literal["auto"] | None) -> PixelRange | None:
+    """Return the pixel range of a config. ``"auto"`` remains where all images have 8 bits."""
+    return None if pixel_range == "auto" else pixel_range
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from botvision.files import make_folder
 from botvision.settings import make_config
 from botvision.tasks.classification import classification_pass
 from botvision.tasks.detection import detection_pass
-from botvision.tasks.load import DetectionModel, check_batch_size, load
+from botvision.tasks.load import DetectionModel, check_batch_size, load, with_pixels
 from botvision.tasks.task import refuse_options_of_the_other_task
 from botvision.terminal import print_text, terminal
 from botvision.training.callbacks import Evaluation
@@ -70,6 +70,7 @@ def evaluate(
         run, device=config.device, precision=config.precision, impl=impl, box_head=box_head
     )
     refuse_options_of_the_other_task(config, model.spec.task, fspath(run))
+    model = with_pixels(model, config)
     config.device = model.device
     source: Any = data
     if isinstance(data, Path):

@@ -22,6 +22,8 @@ from botvision.tasks.load import (
     OnError,
     check_batch_size,
     load,
+    survey_files,
+    with_pixels,
 )
 from botvision.tasks.prediction import DetectionPrediction
 from botvision.tasks.results import Results
@@ -76,9 +78,12 @@ def predict(
         run, device=config.device, precision=config.precision, impl=impl, box_head=box_head
     )
     refuse_options_of_the_other_task(config, model.spec.task, fspath(run))
+    model = with_pixels(model, config)
+    images = [images] if isinstance(images, str | PathLike) else list(images)
+    for line in survey_files(images, model.spec.pixels):
+        print_text(console, line)
     path = Path(run)
     folder = config.out or (path if path.is_dir() else path.parent) / "predictions"
-    images = [images] if isinstance(images, str | PathLike) else list(images)
     unread: list[UserError] = []
 
     def leave_out(error: UserError) -> None:

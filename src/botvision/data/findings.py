@@ -1,0 +1,165 @@
+"""What is probably wrong with the splits of a data set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from botvision.data.annotations import Skipped
+from botvision.data.classification import ClassificationData
+from botvision.data.coco import CocoData
+from botvision.data.detection import DetectionData
+from botvision.data.inspection import ImageFacts, identical
+from botvision.data.object_checks import suspicious_objects
+
+Split = DetectionData | ClassificationData
+# Names that are listed after a finding.
+_NAMES = 3
+# An 8-bit image whose values differ by less shows nearly nothing.
+_LEAST_RANGE = 16
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is probably wrong with a data set.
+
+    Args:
+        kind: a word for programs, such as ``"unreadable"``.
+        split: name of the split, or names of the splits.
+        message: what was found, in one line.
+        count: how many images, objects or entries.
+        names: names of the images or entries.
+        images: split and index of each image among them that can be drawn.
+    """
+
+    kind: str
+    split: str
+    message: str
+    count: int
+    names: tuple[str, ...]
+    images: tuple[tuple[str, int], ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.names[:_NAMES]) + ", ..." * (len(self.names) > _NAMES)
+        return f"{self.split}: {self.message}: {self.count:,} ({shown})"
+
+
+def skipped_findings(split: str, skipped: Sequence[Skipped]) -> Iterator[Finding]:
+    """Entries that cannot be used, by reason."""
+    for reason, count in Counter(entry.reason for entry in skipped).items():
+        names = tuple(entry.what for entry in skipped if entry.reason == reason)
+        yield Finding("malformed", split, f"entries that cannot be used, {reason}", count, names)
+
+
+def image_findings(split: str, facts: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Images that cannot be read, show nothing, or have several pages.
+
+    Args:
+        split: name of the split.
+        facts: the images of the split.
+
+    Yields:
+        The findings.
+    """
+    errors = dict.fromkeys(image.error for image in facts if image.error is not None)
+    read = [image.error is None for image in facts]
+    deep = [image.deep for image in facts]
+    few_deep = sum(deep) * 2 <= sum(read)
+    kinds: list[tuple[str, str, Callable[[ImageFacts], bool]]] = [
+        *(
+            ("unreadable", f"images that cannot be used, {error}", partial(_has_error, error))
+            for error in errors
+        ),
+        ("flat", "images of a single color", lambda image: image.contrast == 0),
+        (
+            "narrow",
+            "images nearly without contrast",
+            lambda image: not image.deep and 0 < image.contrast < _LEAST_RANGE,
+        ),
+        ("pages", "images with several pages, of which one is used", lambda i: i.pages > 1),
+    ]
+    if 0 < sum(deep) < sum(read):
+        what = "of more than 8 bits" if few_deep else "of 8 bits"
+        kinds.append(("depth", f"images {what} among others", lambda i: i.deep == few_deep))
+    for kind, message, applies in kinds:
+        bad = [
+            index
+            for index, image in enumerate(facts)
+            if (kind == "unreadable" or read[index]) and applies(image)
+        ]
+        if bad:
+            names = tuple(facts[index].name for index in bad)
+            drawn = tuple((split, index) for index in bad if read[index])
+            yield Finding(kind, split, message, len(bad), names, drawn)
+
+
+def _has_error(error: str, image: ImageFacts) -> bool:
+    return image.error == error
+
+
+def object_findings(split: str, data: CocoData) -> Iterator[Finding]:
+    """Objects that are left out, or are probably wrong, see ``suspicious_objects``."""
+    for kind, what, images in suspicious_objects(data):
+        if len(images):
+            indices = dict.fromkeys(images.tolist())
+            names = tuple(data.image_name(index) for index in indices)
+            drawn = tuple((split, index) for index in indices)
+            yield Finding(kind, split, what, len(images), names, drawn)
+
+
+def identical_findings(
+    facts: Mapping[str, Sequence[ImageFacts]], labels: Mapping[str, Sequence[int]]
+) -> Iterator[Finding]:
+    """Identical images within a split, across splits, and with different labels.
+
+    Args:
+        facts: the images of each split.
+        labels: their labels; empty for detection.
+
+    Yields:
+        The findings, with one name per group of identical images.
+    """
+    images = [(split, index) for split, own in facts.items() for index in range(len(own))]
+    groups = identical(image for own in facts.values() for image in own)
+    kinds: dict[tuple[str, str], list[list[tuple[str, int]]]] = {}
+    for group in groups:
+        members = [images[place] for place in group]
+        splits = ", ".join(dict.fromkeys(split for split, _ in members))
+        own_labels = {labels[split][index] for split, index in members if split in labels}
+        kind = "shared" if "," in splits else "identical"
+        kinds.setdefault((kind, splits), []).append(members)
+        if len(own_labels) > 1:
+            kinds.setdefault(("contradiction", splits), []).append(members)
+    what = {
+        "shared": "images that are in more than one split",
+        "identical": "images that are there more than once",
+        "contradiction": "identical images with different classes",
+    }
+    for (kind, splits), found in kinds.items():
+        names = tuple(
+            " = ".join(f"{split}/{facts[split][index].name}" for split, index in members)
+            for members in found
+        )
+        drawn = tuple(image for members in found for image in members)
+        yield Finding(kind, splits, what[kind], len(found), names, drawn)
+
+
+def class_findings(counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    """Classes that another split has examples of, but the training split has none.
+
+    Args:
+        counts: number of examples of each class, by split and name.
+
+    Yields:
+        The findings.
+    """
+    trained = counts.get("train")
+    for split, own in counts.items():
+        if trained is None or split == "train":
+            continue
+        missing = tuple(name for name, count in own.items() if count and not trained.get(name))
+        if missing:
+            message = "classes without examples in train"
+            yield Finding("untrained class", split, message, len(missing), missing)
