@@ -37,8 +37,16 @@ def test_torchrun_needs_no_devices(tiny_data, tmp_path):
     assert done.stdout.count("run written to") == 1
 
 
-@pytest.mark.parametrize("rank", [1, 0])
-@BY_LAUNCHER
+@pytest.mark.parametrize(
+    ("launcher", "devices", "rank"),
+    [
+        pytest.param(*LAUNCHERS["command"], 1, id="command-1"),
+        *(
+            pytest.param(*LAUNCHERS[name], rank, id=f"{name}-{rank}", marks=pytest.mark.slow)
+            for name, rank in (("command", 0), ("torchrun", 0), ("torchrun", 1))
+        ),
+    ],
+)
 def test_a_lost_process_ends_the_others(tiny_data, tmp_path, launcher, devices, rank):
     out = tmp_path / "run"
     # In a file, because the other process may outlive the one that is waited for.
@@ -65,11 +73,10 @@ def test_a_lost_process_ends_the_others(tiny_data, tmp_path, launcher, devices, 
         assert "process 1 of 2 was killed by SIGKILL" in line
 
 
+@pytest.mark.slow
 @BY_LAUNCHER
 def test_a_bad_image_of_one_process(tiny_data, tmp_path, launcher, devices):
     """The other process ends without a message of its own."""
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
     image = next((data / "train").glob("*"))
@@ -85,7 +92,11 @@ def test_a_bad_image_of_one_process(tiny_data, tmp_path, launcher, devices):
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--norm", "nothing"], ["--batch-size", "3"], ["--weights", "missing.safetensors"]],
+    [
+        ["--norm", "nothing"],
+        pytest.param(["--batch-size", "3"], marks=pytest.mark.slow),
+        pytest.param(["--weights", "missing.safetensors"], marks=pytest.mark.slow),
+    ],
     ids=" ".join,
 )
 def test_an_error_before_the_training_is_printed_once(tiny_data, tmp_path, wrong):
