@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow lint format docs clean
+.PHONY: install demo test test-slow fuzz lint format docs clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# 20,000 examples of every fuzz target, or FUZZ_EXAMPLES; hours.
+fuzz: install
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz
 
 lint: install
 	$(BIN)/ruff check .

@@ -85,9 +85,10 @@ class TrainConfig:
         batch_size: Global batch size: images per training step, split over `accumulate`
             micro-batches and all processes.
         accumulate: Gradient accumulation: number of micro-batches per training step.
-        lr: Peak learning rate. By default `base_lr` scaled linearly with the batch size.
-        base_lr: Learning rate for a batch of `base_batch_size` images.
-        base_batch_size: Batch size that `base_lr` is for.
+        lr: Peak learning rate. By default `base_lr`, which for sgd is scaled linearly with the
+            batch size.
+        base_lr: Learning rate; for sgd that of a batch of `base_batch_size` images.
+        base_batch_size: Batch size that `base_lr` is for, if the optimizer is sgd.
         optimizer: Optimizer: sgd or adamw.
         momentum: Momentum of SGD.
         nesterov: Use Nesterov momentum.
@@ -160,10 +161,25 @@ class TrainConfig:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after warm-up: ``lr``, or ``base_lr`` scaled linearly to the batch."""
+        """The learning rate after warm-up: ``lr``, or ``base_lr``.
+
+        The linear scaling with the batch size is a rule for SGD (Goyal et al., 2017). AdamW, whose
+        steps do not grow with the gradient, uses ``base_lr`` at every batch size.
+        """
         if self.lr is not None:
             return self.lr
+        if self.optimizer == "adamw":
+            return self.base_lr
         return self.base_lr * self.batch_size / self.base_batch_size
+
+    @property
+    def lr_rule(self) -> str:
+        """How ``peak_lr`` follows from the settings; empty if ``lr`` is set."""
+        if self.lr is not None:
+            return ""
+        if self.optimizer == "adamw":
+            return " (base_lr, not scaled with the batch size)"
+        return f" (base_lr {self.base_lr:.4g} x {self.batch_size} / {self.base_batch_size})"
 
 
 @dataclass

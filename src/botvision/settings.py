@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from math import inf
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -16,6 +18,36 @@ from botvision.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
 Task = Literal["detection", "classification"]
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+_AT_LEAST_0: Rule = ("must be at least 0", lambda v: 0 <= v < inf)
+_AT_LEAST_1: Rule = ("must be at least 1", lambda v: 1 <= v < inf)
+_ABOVE_0: Rule = ("must be greater than 0", lambda v: 0 < v < inf)
+_UP_TO_1: Rule = ("must be greater than 0 and at most 1", lambda v: 0 < v <= 1)
+_FRACTION: Rule = ("must be between 0 and 1", lambda v: 0 <= v <= 1)
+_BELOW_1: Rule = ("must be at least 0 and less than 1", lambda v: 0 <= v < 1)
+_STAGES: Rule = ("must be between 0 and 5", lambda v: 0 <= v <= 5)
+_WORKERS: Rule = ("must be at least 0, or -1 to select it automatically", lambda v: -1 <= v < inf)
+# The values that the numeric settings may have. Each number of a list is checked.
+_RULES: dict[str, Rule] = {
+    name: rule
+    for rule, names in {
+        _AT_LEAST_0: "epochs max_steps eval_steps patience seed lr weight_decay clip_norm mixup "
+        "cutmix warmup_steps max_instances rpn_convs box_convs mask_convs",
+        _AT_LEAST_1: "batch_size base_batch_size accumulate devices nodes checkpoint_steps limit "
+        "image_size max_detections fpn_channels box_head_dim mask_channels rpn_samples "
+        "roi_samples rpn_pre_nms rpn_post_nms",
+        _ABOVE_0: "base_lr checkpoint_minutes anchor_sizes anchor_ratios jitter scales",
+        _UP_TO_1: "crop_area crop_share",
+        _FRACTION: "score_threshold nms_threshold warmup_factor milestones",
+        _BELOW_1: "ema_decay momentum smoothing dropout drop_path",
+        _STAGES: "freeze_stages",
+        _WORKERS: "workers",
+    }.items()
+    for name in names.split()
+}
+_INCREASING = ("jitter", "crop_area", "milestones")
 
 RECIPES = Path(__file__).parent / "recipes"
 _TASKS: tuple[Task, ...] = ("detection", "classification")
@@ -54,13 +86,16 @@ def load_recipe(name: str, task: Task | None = None) -> dict[str, Any]:
 
 
 def read_settings(path: Path | str) -> dict[str, Any]:
-    """Read the settings in a YAML file, such as a run's ``config.yaml``.
+    """Read the settings in a YAML file.
+
+    A run's ``config.yaml`` repeats the run in another folder and on the data that is given:
+    ``out`` and ``data`` are left out, and so are ``resolved`` and ``versions``.
 
     Args:
         path: the YAML file.
 
     Returns:
-        The settings by name, without the ``resolved`` values and ``versions`` of a run.
+        The settings by name.
 
     Raises:
         UserError: the file does not exist or does not contain a YAML mapping.
@@ -75,7 +110,8 @@ def read_settings(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: contains no settings; write lines such as 'batch_size: 8'")
-    return {k: v for k, v in settings.items() if k not in ("resolved", "versions")}
+    of_a_run = ("data", "out", "resolved", "versions") if "resolved" in settings else ()
+    return {name: value for name, value in settings.items() if name not in of_a_run}
 
 
 def make_config(config: type[ConfigT], *layers: Mapping[str, Any]) -> ConfigT:
@@ -89,22 +125,26 @@ def make_config(config: type[ConfigT], *layers: Mapping[str, Any]) -> ConfigT:
         The configuration.
 
     Raises:
-        UserError: a setting does not exist or its value has the wrong type.
+        UserError: a setting does not exist, or its value has the wrong type or is out of range.
     """
     settings: dict[str, Any] = {}
     for layer in layers:
         settings = _merged(settings, layer)
     _check_names(config, settings)
+    if isinstance(settings.get("precision"), int):  # as YAML reads 32
+        settings["precision"] = str(settings["precision"])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(config, as_group=False)
     try:
         parsed = parser.parse_object(settings).as_dict()
     except ArgumentError as error:
-        raise _fault(error) from error
+        raise setting_error(str(error), lambda name: _hint(config, name)) from error
     for field in fields(config):  # type: ignore[arg-type]
         nested = get_type_hints(config)[field.name]
         if is_dataclass(nested):
+            _check_values(parsed[field.name], f"{field.name}.")
             parsed[field.name] = nested(**parsed[field.name])  # type: ignore[operator]
+    _check_values(parsed)
     return config(**parsed)
 
 
@@ -138,20 +178,67 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 def _check_names(config: Any, settings: Mapping[str, Any], prefix: str = "") -> None:
     types = get_type_hints(config)
     for name, value in settings.items():
+        if name in types and value is None and type(None) not in get_args(types[name]):
+            raise UserError(f"expected {_expected(types[name])}", parameter=prefix + name, value="")
         if name not in types:
             close = difflib.get_close_matches(str(name), types, 1)
             hint = f"; did you mean {prefix}{close[0]}?" if close else ""
             raise UserError(f"no setting is named {prefix}{name}{hint}")
-        if is_dataclass(types[name]) and isinstance(value, Mapping):
+        if is_dataclass(types[name]):
+            if not isinstance(value, Mapping):
+                expected = _expected(types[name])
+                raise UserError(f"expected {expected}", parameter=prefix + name, value=value)
             _check_names(types[name], value, f"{name}.")
 
 
-def _fault(error: ArgumentError) -> UserError:
-    """Convert an error of jsonargparse to a UserError that names the setting."""
-    text = " ".join(str(error).split())
-    match = re.fullmatch(r'Parser key "([\w.]+)": Expected an? (.+)\. Got value: (.*)', text)
+def _check_values(settings: Mapping[str, Any], prefix: str = "") -> None:
+    for name, value in settings.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        given = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+        if name in _RULES:
+            must, holds = _RULES[name]
+            if not all(holds(number) for number in values if number is not None):
+                raise UserError(must, parameter=prefix + name, value=given)
+        if name in _INCREASING and list(values) != sorted(values):
+            raise UserError("must not decrease", parameter=prefix + name, value=given)
+
+
+def _hint(config: Any, name: str) -> Any:
+    """Return the type of a field, or of a field of a nested dataclass."""
+    first, _, rest = name.partition(".")
+    hint = get_type_hints(config)[first]
+    return _hint(hint, rest) if rest else hint
+
+
+def setting_error(text: str, hint_of: Callable[[str], Any]) -> UserError:
+    """Convert a message of jsonargparse about a value to a UserError that names the setting.
+
+    Args:
+        text: the message.
+        hint_of: returns the type hint of a setting, whose name may contain dots.
+
+    Returns:
+        The error, with the setting as its ``parameter`` if the message names one.
+    """
+    text = " ".join(text.split())
+    match = re.fullmatch(
+        r'Parser key "([\w.]+)"(?: element \d+)?: .*?(?:(?:Got|Given) value: (.*))?', text
+    )
     if match is None:
         return UserError(text)
-    name, wanted, value = match.groups()
-    wanted = re.sub(r"<class '(\w+)'>", r"\1", wanted.replace("typing.Literal", "one of "))
-    return UserError(f"expected {wanted}", parameter=name, value=value)
+    name, value = match.groups()
+    return UserError(f"expected {_expected(hint_of(name))}", parameter=name, value=value)
+
+
+def _expected(hint: Any) -> str:
+    """Describe the values of a type in words."""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_expected, options))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if get_origin(hint) in (tuple, list):
+        return f"{'one or more' if ... in options or hint is list else len(options)} numbers"
+    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    named = is_dataclass(hint) or get_origin(hint) is dict
+    return "names and values, such as {name: value}" if named else words.get(hint, "text")

@@ -122,11 +122,14 @@ def test_every_recipe_parses(name):
         ),
         (["train", "shapes", "--config", "no.yaml"], "--config no.yaml: no such file"),
         (["eval", "RUN", "shapes", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
-        (["train", "shapes", "--batch-size", "many"], "batch_size"),
+        (["train", "shapes", "--batch-size", "many"], "--batch-size many: expected a whole number"),
         (["train", "shapes", "--learning-rate", "1"], "learning-rate"),
         (["eval", "nowhere", "shapes"], "nowhere"),
         (["predict", "nowhere", "a.jpg"], "nowhere"),
-        (["predict", "nowhere", "a.jpg", "--mask-format", "png"], "mask_format"),
+        (
+            ["predict", "nowhere", "a.jpg", "--mask-format", "png"],
+            "--mask-format png: expected one of rle, polygon",
+        ),
         (
             ["predict", "nowhere", "a.jpg", "--batch-size", "0"],
             "--batch-size 0: must be at least 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from botvision.errors import UserError
 from botvision.launcher import Launcher
+from botvision.settings import setting_error
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -39,14 +41,39 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
+        # Options of another task, and the models that they apply to.
+        self.other_options: dict[str, str] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error in one line and exit with status 2."""
         line = " ".join(str(message).split())
+        unknown = line.removeprefix("unrecognized arguments: ")
+        if unknown != line:
+            line = self._unknown(unknown.split()[0])
+        else:
+            fault = setting_error(line, self._hint)
+            line = fault.message
+            if fault.parameter is not None:
+                line = f"--{dashed(fault.parameter)} {fault.value}: {line}"
         launcher = Launcher.current()
         if launcher is None or launcher.rank == 0:  # all its processes have the same arguments
             print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+    def _hint(self, name: str) -> Any:
+        """Return the type of an option."""
+        return next((a._typehint for a in self._actions if a.dest == name), str)  # type: ignore[attr-defined]
+
+    def _unknown(self, argument: str) -> str:
+        """Describe an argument that the parser does not have."""
+        option = argument.partition("=")[0]
+        if not option.startswith("-"):
+            return f"unexpected argument {option}"
+        if option in self.other_options:
+            return f"{option} applies only to {self.other_options[option]}"
+        close = difflib.get_close_matches(option, self.options(), 1)
+        hint = f"; did you mean --{dashed(close[0][2:])}?" if close else ""
+        return f"no option is named {option}{hint}"
 
     def add_train_config(self, config: type) -> None:
         """Add every field of a training dataclass as an option, and DATA as a positional."""
@@ -134,6 +161,31 @@ def _type_settings(field: Field[Any], hint: Any) -> dict[str, Any]:
             (item,) = get_args(option)
             return {**settings, "type": item, "nargs": "+" if field.kw_only else "*"}
     return {**settings, "type": hint}
+
+
+def join_numbers(arguments: Sequence[str]) -> list[str]:
+    """Write an option followed by several numbers as one argument: ``--jitter=[0.5, 2]``."""
+    joined: list[str] = []
+    numbers: list[str] = []
+    for argument in [*arguments, ""]:
+        if joined and joined[-1].startswith("--") and _is_number(argument):
+            numbers.append(argument)
+            continue
+        if len(numbers) > 1:
+            joined[-1] += f"=[{', '.join(numbers)}]"
+        else:
+            joined += numbers
+        numbers = []
+        joined.append(argument)
+    return joined[:-1]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def take(arguments: Sequence[str], option: str) -> tuple[list[str], list[str]]:

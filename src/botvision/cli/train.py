@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from botvision.cli.parsers import Parser, take
+from botvision.cli.parsers import Parser, join_numbers, take
 from botvision.config import ClassificationConfig, DetectionConfig
 from botvision.settings import Task, plain, recipe_names
+from botvision.training.signals import StopSignals
 
 _CONFIGS = {"detection": DetectionConfig, "classification": ClassificationConfig}
 _DESCRIPTIONS = {
@@ -75,7 +77,7 @@ def train_parser(task: Task = "detection") -> Parser:
 
 def task_of_arguments(arguments: Sequence[str]) -> Task:
     """Return the task of ``--task``, else the task of DATA, else detection."""
-    rest, tasks = take(arguments, "--task")
+    rest, tasks = take(join_numbers(arguments), "--task")
     if tasks:
         return "classification" if tasks[-1] == "classification" else "detection"
     data = _data(rest)
@@ -88,7 +90,7 @@ def task_of_arguments(arguments: Sequence[str]) -> Task:
 
 def parse_train(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """Parse the arguments into ``data``, ``recipe``, ``config``, ``resume`` and ``settings``."""
-    settings = parser.given(arguments)
+    settings = parser.given(join_numbers(arguments))
     settings.pop("print_config", None)
     options = {name: settings.pop(name, None) for name in ("data", "recipe", "config")}
     return {**options, "resume": settings.pop("resume", False), "settings": settings}
@@ -98,21 +100,37 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Train, or print the settings."""
     own = train_parser(task_of_arguments(arguments))
     own.prog, own.epilog = parser.prog, parser.epilog
+    own.other_options = _options_of_the_other_task(own)
     printing = "--print-config" in arguments
     # The settings can be printed without data. A built-in set is not opened.
-    bare = printing and _data(arguments) is None
+    bare = printing and _data(join_numbers(arguments)) is None
     options = parse_train(own, [*(["shapes"] if bare else []), *arguments])
-    from botvision.tasks.config import training_config
-    from botvision.tasks.train import train
-
     if not printing:
-        settings = options.pop("settings")
-        train(options.pop("data"), **options, **settings)
+        with StopSignals(_resume_command) as signals:
+            from botvision.tasks.train import train_until_stopped
+
+            train_until_stopped(signals, options.pop("data"), **options)
         return
+    from botvision.tasks.config import training_config
+
     config = plain(training_config(**options))
     if bare:
         del config["data"]
     print(yaml.safe_dump(config, sort_keys=False), end="")
+
+
+def _resume_command(data: str | None, out: str) -> str:
+    return shlex.join(["botvision", "train", str(data), "--out", out, "--resume"])
+
+
+def _options_of_the_other_task(parser: Parser) -> dict[str, str]:
+    kinds: dict[Task, str] = {"detection": "detectors", "classification": "classifiers"}
+    own = parser.options()
+    return {
+        option: kind
+        for task, kind in kinds.items()
+        for option in train_parser(task).options() - own
+    }
 
 
 def _data(arguments: Sequence[str]) -> str | None:

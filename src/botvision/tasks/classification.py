@@ -26,6 +26,7 @@ from botvision.data.classification import (
     readable_names,
     train_transform,
 )
+from botvision.data.fingerprint import fingerprint
 from botvision.data.formats import ClassificationSource, classification_splits
 from botvision.data.loaders import eval_loader
 from botvision.data.samplers import sample_images
@@ -205,6 +206,11 @@ class ClassificationTraining:
                 "task": "classification",
                 "image_size": spec.image_size,
                 "classes": list(spec.classes),
+                "data": {
+                    name: fingerprint(split)
+                    for name, split in (("train", self.train), (self.held_out, self.val))
+                    if split is not None
+                },
             },
         )
 

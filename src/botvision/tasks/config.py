@@ -94,7 +94,8 @@ def training_config(
     configs = [config] if isinstance(config, str | Path | Mapping) else config or []
     for source in configs:
         layer = dict(source) if isinstance(source, Mapping) else read_settings(source)
-        recipe = recipe or layer.pop("recipe", None)
+        own_recipe = layer.pop("recipe", None)
+        recipe = recipe or own_recipe
         layers.append(layer)
     layers.append(settings)
     if resume:
@@ -144,11 +145,6 @@ def _with_launcher(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
 
 def _check(config: TrainConfig) -> None:
     """Raise UserError for settings that cannot work on any machine."""
-    least = {"batch_size": 1, "max_steps": 0, "accumulate": 1, "devices": 1, "nodes": 1}
-    for name, minimum in {**least, "patience": 0, "eval_steps": 0}.items():
-        value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise UserError(f"must be at least {minimum}", parameter=name, value=value)
     if config.patience and not config.eval_steps:
         raise UserError(
             "requires `eval_steps`, because it counts evaluations", parameter="patience"

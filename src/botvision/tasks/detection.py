@@ -26,6 +26,7 @@ from botvision.data.detection import (
     collate,
     merge_categories,
 )
+from botvision.data.fingerprint import fingerprint
 from botvision.data.formats import DetectionSource, detection_splits
 from botvision.data.jitter import LargeScaleJitter
 from botvision.data.loaders import eval_loader
@@ -238,6 +239,11 @@ class DetectionTraining:
             resolved={
                 "task": self.task,
                 "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
+                "data": {
+                    name: fingerprint(split)
+                    for name, split in (("train", self.train), ("val", self.val))
+                    if split is not None
+                },
             },
         )
 

@@ -1,0 +1,34 @@
+"""Fuzz tests: a few examples each in ``make test``, 20,000 in ``make fuzz``.
+
+Every input has to end in success or in a ``UserError`` within 10 seconds and 2 GiB.
+"""
+
+import os
+import resource
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_COMMON = {
+    "deadline": timedelta(seconds=10),
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile("few", max_examples=25, derandomize=True, database=None, **_COMMON)
+settings.register_profile(
+    "fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20000")), **_COMMON
+)
+
+
+def pytest_configure(config):
+    if config.getoption("--hypothesis-profile", None) is None:
+        settings.load_profile("few")
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Fail if the peak memory of the process grows by more than 2 GiB during the examples."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * 1024 < 2 * 2**30
