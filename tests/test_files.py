@@ -65,7 +65,7 @@ def test_text_is_not_appended_to_a_link(tmp_path):
     append_text(path, "b\n")
     assert path.read_text() == "a\nb\n"
     (tmp_path / "link").symlink_to(path)
-    with pytest.raises(UserError, match="link: is a link to .*, and results are not written"):
+    with pytest.raises(UserError, match=r"link: is a link to .*, and results are not written"):
         append_text(tmp_path / "link", "c\n")
     assert path.read_text() == "a\nb\n"
 

@@ -1,8 +1,15 @@
 """The exception for errors that the user can correct."""
 
+from botvision.text import printable
+
+# What torch's data loader writes before an error that it carries over from another process.
+_CARRIED = "\nbotvision.errors.UserError: "
+
 
 class UserError(ValueError):
     """An error in the input of the user: a file, an argument or a data set.
+
+    ``str()`` is one line without control characters, whatever names the message contains.
 
     Args:
         message: what is wrong and how to correct it, in one line. It names the file, if there is
@@ -14,7 +21,8 @@ class UserError(ValueError):
 
     def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
         super().__init__(message)
-        self.message = message
+        # torch raises the error of a data loading process again, with the traceback as the message.
+        self.message = printable(message.rpartition(_CARRIED)[2].rstrip("\n"))
         self.parameter = parameter
         self.value = value
 
@@ -22,4 +30,4 @@ class UserError(ValueError):
         if self.parameter is None:
             return self.message
         given = "" if self.value is None else f" {self.value}"
-        return f"{self.parameter}{given}: {self.message}"
+        return printable(f"{self.parameter}{given}: {self.message}")

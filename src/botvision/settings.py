@@ -53,6 +53,17 @@ RECIPES = Path(__file__).parent / "recipes"
 _TASKS: tuple[Task, ...] = ("detection", "classification")
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without aliases, which can stand for more content than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node; raises YAMLError for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="an alias (*name)", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
 def recipe_names(task: Task) -> list[str]:
     """Return the names of the recipes for a task, sorted."""
     return sorted(path.stem for path in (RECIPES / task).glob("*.yaml"))
@@ -101,13 +112,19 @@ def read_settings(path: Path | str) -> dict[str, Any]:
         UserError: the file does not exist or does not contain a YAML mapping.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        # A subclass of SafeLoader, which runs no code.
+        settings = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{reason}", parameter="config", value=path) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}: not valid YAML: {error.problem} in line {line}") from error
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from error
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply; correct the file") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: contains no settings; write lines such as 'batch_size: 8'")
     of_a_run = ("data", "out", "resolved", "versions") if "resolved" in settings else ()

@@ -111,3 +111,21 @@ def test_adamw_uses_the_same_learning_rate_at_every_batch_size(capsys, tiny_data
     arguments = [tiny_data, *TINY_SETTINGS, "--max-steps", "1", "--out", tmp_path / "run"]
     text = run(capsys, "train", *arguments, "--optimizer", "adamw")
     assert "learning rate 0.01 (base_lr, not scaled with the batch size)" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [1]\nb: *a\n", "not valid YAML: an alias (*name) in line 2"),
+        ("[" * 5_000, "nested too deeply"),
+        ("a: [1", "not valid YAML"),
+        ("lr: 2020-99-99", "not valid YAML"),
+        ("just text", "contains no settings"),
+        ("", "contains no settings"),
+        ("!!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_a_damaged_config_file_is_one_line(capsys, tmp_path, text, message):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    assert f"{file}: {message}" in fail(capsys, "train", "shapes", "--config", file)

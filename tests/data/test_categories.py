@@ -35,19 +35,23 @@ def test_categories_of_splits_are_united(tmp_path):
     assert labels == [[2], [1]]
 
 
-def test_contradicting_categories_are_an_error_with_both_files(tmp_path):
-    one = load(tmp_path / "a", content([], categories=[(1, "cat")]))
-    renamed = load(tmp_path / "b", content([], categories=[(1, "dog")]))
-    moved = load(tmp_path / "c", content([], categories=[(2, "cat")]))
-    with pytest.raises(UserError, match=r"b/.*: category 1 is 'dog', but 'cat' in .*/a/"):
-        merge_categories(one, renamed)
-    with pytest.raises(UserError, match=r"c/.*: 'cat' is category 2, but 1 in .*/a/"):
-        merge_categories(one, moved)
+def test_categories_that_are_numbered_differently_are_matched_by_name(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    one = load(tmp_path / "a", content([annotation(1)], categories=[(1, "cat"), (2, composed)]))
+    two = load(
+        tmp_path / "b",
+        content(
+            [annotation(i, category_id=i) for i in range(3)],
+            categories=[(0, decomposed), (1, "owl"), (2, "cat")],
+        ),
+    )
+    united = merge_categories(one, two)
+    assert united == Categories((1, 2, 3), ("cat", composed, "owl"))
+    labels = DetectionDataset(two, united, jitter=IDENTITY)[0][1]["labels"].tolist()
+    assert labels == [2, 3, 1]
 
 
 def test_a_category_that_the_model_lacks_is_an_error(tmp_path):
     data = load(tmp_path, content([annotation(1, category_id=2)]))
-    with pytest.raises(
-        UserError, match=r"train\.json: category 2 is not among the model's 1 class"
-    ):
+    with pytest.raises(UserError, match=r"the class 'dog' is not among the model's 1 class"):
         DetectionDataset(data, Categories((1,), ("cat",)), jitter=IDENTITY)

@@ -87,6 +87,9 @@ def test_missing_images_are_counted(tmp_path):
     with pytest.raises(UserError, match=r"2 of 4 image files are missing, the first is .*2\.png"):
         load_split(split)
     (tmp_path / "train" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"3 of 4 image files are missing, the first is .*1\.png"):
+        load_split(split)
+    (tmp_path / "train" / "3.png").unlink()
     with pytest.raises(UserError, match=r"first image, 1\.png, is in none of .*train, .*images"):
         load_split(split)
 
@@ -98,16 +101,28 @@ def test_missing_images_are_counted(tmp_path):
         (lambda c: c.update(images={}), "has no list 'images'"),
         (lambda c: c.update(images=[]), "lists no images"),
         (lambda c: c.update(categories=[]), "lists no categories"),
-        (lambda c: c["images"][1].pop("height"), r"images\[1\] has no 'height'"),
-        (lambda c: c["images"][1].update(id="x"), r"images\[1\] is malformed"),
+        (lambda c: c["images"][1].pop("height"), r"images\[1\] with the id 2: has no 'height'"),
+        (
+            lambda c: c["images"][1].update(id="x"),
+            """'id' is "x", which is not a whole""",
+        ),
         (lambda c: c["images"][1].update(id=1), "two images have the id 1"),
         (lambda c: c["categories"][1].update(id=1), "two categories have the id 1"),
         (lambda c: c["categories"][1].update(name="cat"), "two categories have the name 'cat'"),
-        (lambda c: c["annotations"][0].pop("bbox"), r"annotations\[0\] has no 'bbox'"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"annotations\[0\] is malformed"),
-        (lambda c: c["annotations"].append(None), r"annotations\[1\] is malformed"),
-        (lambda c: c["annotations"][0].update(image_id=9), "annotation 7 has image_id 9, which"),
-        (lambda c: c["annotations"][0].update(category_id=9), "annotation 7 has category_id 9"),
+        (
+            lambda c: c["annotations"][0].pop("bbox"),
+            r"annotations\[0\] .* 7: has no 'bbox'",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+            r"'bbox' has 3 numbers",
+        ),
+        (
+            lambda c: c["annotations"].append(None),
+            r"annotations\[1\]: is null, which is",
+        ),
+        (lambda c: c["annotations"][0].update(image_id=9), "the id 7: has image_id 9, which"),
+        (lambda c: c["annotations"][0].update(category_id=9), "the id 7: has category_id 9"),
         (
             lambda c: c["annotations"][0].update(
                 segmentation={"size": [60, 40], "counts": [0, 2400]}
@@ -144,27 +159,42 @@ def test_a_file_that_is_not_coco_json_is_an_error(tmp_path, text, message):
         load_split(find_splits(tmp_path)["train"])
 
 
-def test_degenerate_annotations_are_left_out_and_counted(tmp_path):
+def test_what_has_no_area_is_left_out_everywhere_and_counted(tmp_path):
     empty = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
     annotations = [
         annotation(1),
         annotation(2, bbox=(10, 10, 0, 5)),
         annotation(3, bbox=(10, 10, 5, -1)),
         annotation(4, bbox=(10, float("nan"), 5, 5)),
-        annotation(5, segmentation=[[1, 2, 3, 4]]),
-        annotation(6, segmentation=[]),
-        annotation(7, segmentation=empty),
-        annotation(8, segmentation=empty | {"counts": []}),
-        annotation(9, segmentation=[[1, 2, 3, 4], *SQUARE], image_id=2),
-        annotation(10, iscrowd=1, segmentation=empty),
+        annotation(5, bbox=(-20, 10, 5, 5)),
+        annotation(6, bbox=(WIDTH, 10, 5, 5)),
+        annotation(7, segmentation=[[1, 2, 3, 4]]),
+        annotation(8, segmentation=[[0, 0, 9, 9, 18, 18]]),
+        annotation(9, segmentation=empty),
+        annotation(10, segmentation=empty | {"counts": []}),
+        annotation(11, segmentation=[[-9, 0, -1, 0, -1, 9]]),
+        annotation(12, segmentation=[[0, 0, 1e8, 0, 9, 9]]),
+        annotation(13, bbox=(0, 0, 1e8, 5)),
+        annotation(14, segmentation=[[1, 2, 3, 4], *SQUARE], image_id=2),
+        annotation(15, iscrowd=1, segmentation=empty),
+        annotation(16, iscrowd=1),
     ]
     data = load(tmp_path, content(annotations, images=3))
     assert data.summary() == (
         "train: 3 images (1 without objects), 2 instances of 1 of 2 classes, 1 crowd region, "
-        "7 degenerate annotations left out"
+        "13 objects left out (box without area or not finite: 3, coordinates far outside the "
+        "image: 2, box outside the image: 2, mask without area: 6)"
     )
     assert data.has_masks
     assert [len(train_set(data)[i][1]["boxes"]) for i in range(3)] == [1, 1, 0]
+    truth = data.ground_truth()["annotations"]
+    found = [(a["id"], a["image_id"], a["iscrowd"]) for a in truth]
+    assert found == [(1, 1, 0), (2, 1, 1), (3, 2, 0)]
+    # Detection does not look at the masks.
+    boxes = load_split(data.split, "detection")
+    assert "8 instances of 1 of 2 classes without masks, 2 crowd regions, 6 obj" in boxes.summary()
+    assert [len(train_set(boxes, masks=False)[i][1]["boxes"]) for i in range(3)] == [7, 1, 0]
+    assert not any("segmentation" in a for a in boxes.ground_truth()["annotations"])
 
 
 def test_crowd_regions_are_no_targets(tmp_path):
@@ -195,9 +225,9 @@ def test_detection_data_has_no_masks(tmp_path, segmentation):
     assert not data.has_masks
     assert "2 instances of 1 of 2 classes without masks, 1 crowd region" in data.summary()
     target = train_set(data, masks=False)[0][1]
-    assert set(target) == {"boxes", "labels", "image_id"}
+    assert set(target) == {"boxes", "labels", "index"}
     assert len(target["boxes"]) == 2
-    with pytest.raises(UserError, match=r"train\.json: annotation 4 has no segmentation; add it"):
+    with pytest.raises(UserError, match=r"not every object has a mask \(one in 1\.png\)"):
         train_set(data)
 
 
@@ -205,7 +235,7 @@ def test_one_annotation_without_the_key_is_named(tmp_path):
     annotations = [annotation(1), *without("segmentation", [annotation(2)]), annotation(3)]
     data = load(tmp_path, content(annotations))
     assert len(train_set(data, masks=False)[0][1]["boxes"]) == 3
-    with pytest.raises(UserError, match="annotation 2 has no segmentation"):
+    with pytest.raises(UserError, match=r"not every object has a mask \(one in 1\.png\)"):
         train_set(data)
 
 
@@ -245,24 +275,25 @@ def test_boxes_are_xyxy_and_go_with_their_image(tmp_path):
     assert second["boxes"].tolist() == [[1, 2, 4, 6], [7, 8, WIDTH, HEIGHT]]
     assert second["boxes"].dtype == torch.float32
     assert (first["labels"].tolist(), second["labels"].tolist()) == ([1], [2, 1])
-    assert (first["image_id"].item(), second["image_id"].item()) == (1, 2)
-    assert second["image_id"].shape == ()
-    assert second["image_id"].dtype == torch.int64
+    assert (first["index"].item(), second["index"].item()) == (0, 1)
+    assert second["index"].shape == ()
+    assert second["index"].dtype == torch.int64
 
 
 def test_instances_under_a_pixel_or_without_a_mask_pixel_are_left_out(tmp_path):
     annotations = [
         annotation(1, bbox=(10, 10, 0.9, 20)),
         annotation(2, bbox=(59.5, 10, 20, 20)),
-        annotation(3, bbox=(200, 10, 20, 20)),
-        annotation(4, segmentation=[[200, 10, 220, 10, 220, 30]]),
-        annotation(5, category_id=2),
+        annotation(3, segmentation={"size": [HEIGHT, WIDTH], "counts": [0, 1, 2399]}),
+        annotation(4, category_id=2),
     ]
     data = load(tmp_path, content(annotations))
+    # Too small a view for the mask of annotation 3.
+    small = LargeScaleJitter(6, (1.0, 1.0), flip=False)
+    assert train_set(data, small)[0][1]["labels"].tolist() == [2]
     target = train_set(data)[0][1]
-    assert target["labels"].tolist() == [2]
-    assert len(target["boxes"]) == len(target["masks"].crops) == 1
-    assert train_set(data, masks=False)[0][1]["labels"].tolist() == [1, 2]
+    assert target["labels"].tolist() == [1, 2]
+    assert len(target["boxes"]) == len(target["masks"].crops) == 2
 
 
 def test_an_item_is_a_function_of_seed_epoch_and_index(tmp_path):
@@ -317,7 +348,7 @@ def test_coco_itself(coco_mini):
         expected = [
             oracle.decode(oracle.merge(oracle.frPyObjects(a["segmentation"], height, width)))
             for a in by_id["annotations"]
-            if a["image_id"] == target["image_id"] and not a["iscrowd"]
+            if a["image_id"] == data["val"].image_ids[index] and not a["iscrowd"]
         ]
         np.testing.assert_array_equal(target["masks"].whole().numpy(), np.stack(expected))
 

@@ -48,7 +48,7 @@ def test_evaluation_gives_every_image_once_in_order(tiny_data):
         for batch in eval_loader(WholeImages(data), collate, batch_size=3)
         for pair in zip(*batch, strict=True)
     ]
-    assert [image_id for _, image_id in loaded] == data.annotations.image_ids.tolist()
+    assert [image_id for _, image_id in loaded] == list(data.image_ids)
     for index, (image, _) in enumerate(loaded):
         want = Image.open(data.image_path(index))
         np.testing.assert_array_equal(np.asarray(image), np.asarray(want))

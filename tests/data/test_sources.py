@@ -7,7 +7,7 @@ import pytest
 
 from botvision.data import sources
 from botvision.data.coco import find_splits
-from botvision.data.sources import open_data
+from botvision.data.sources import open_data, task_of
 from botvision.errors import UserError
 
 
@@ -62,3 +62,23 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path):
     with pytest.raises(UserError, match=r"evil.tar: not a readable"):
         open_data(str(tmp_path / "evil.tar"), cache=tmp_path / "cache")
     assert not list(tmp_path.rglob("escaped"))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["train/_annotations.coco.json"], "found train/_annotations.coco.json: move COCO files"),
+        (["result.json", "images/a.jpg"], "found result.json: move COCO files to annotations/"),
+        (["data.yaml", "labels/a.txt"], "found data.yaml and labels: export the data in COCO"),
+        (["b.jpg", "a/x.txt"], "found a/, b.jpg"),
+        ([], "the folder is empty"),
+    ],
+)
+def test_a_folder_of_another_layout_is_described(tmp_path, files, message):
+    for name in files:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("")
+    with pytest.raises(UserError, match="neither COCO format") as raised:
+        task_of(str(tmp_path))
+    assert message in str(raised.value)

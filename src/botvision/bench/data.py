@@ -66,7 +66,7 @@ def bench_data(config: DataBenchConfig, *, quiet: bool = False) -> list[DataRow]
         size = config.image_size or 1024
         del settings["policy"]
         openers = detection_splits(config.data)
-        coco = openers.get("train", next(iter(openers.values())))()
+        coco = openers.get("train", next(iter(openers.values())))(None)
         assert isinstance(coco, CocoData)
         console.print(coco.summary())
         rows = measure_coco(coco, config, image_size=size)

@@ -79,8 +79,7 @@ def _with_flags(error: UserError, options: set[str]) -> str:
         option = f"--{name.replace('_', '-')}"
         return option if option in options else None
 
-    # An error from a data loading process contains its traceback. The message is the last line.
-    line = str(error).strip().splitlines()[-1].removeprefix("botvision.errors.UserError: ")
+    line = str(error)
     if error.parameter is not None and (option := flag(error.parameter)):
         line = option + line.removeprefix(error.parameter)
     return re.sub(r"`([a-z_.]+)`", lambda match: flag(match[1]) or match[0], line)

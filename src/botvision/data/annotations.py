@@ -1,215 +1,334 @@
 """Reading and checking one COCO annotation file."""
 
-import json
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
 import math
-import pickle
-from collections.abc import Callable, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from botvision.data.categories import Categories
-from botvision.data.rle import run_lengths
-from botvision.data.transforms import Segmentation
+from botvision.data.json_values import Malformed, field, flag, load_json, number, shown, text, whole
+from botvision.data.segmentations import (
+    ABSENT,
+    EMPTY,
+    FAR,
+    REACH,
+    SOUND,
+    SegmentationReader,
+    Segmentations,
+)
 from botvision.errors import UserError
 
 T = TypeVar("T")
 
+# Why an object is left out.
+NO_AREA = "box without area or not finite"
+OUTSIDE = "box outside the image"
+FAR_AWAY = "coordinates far outside the image"
+NO_MASK_AREA = "mask without area"
+NO_MASK = "no mask"
 
-class Packed:
-    """A sequence of objects in one block of bytes, each unpickled when it is asked for.
-
-    Worker processes share such a block, where millions of small Python objects would be copied
-    into each of them as their reference counts change.
-    """
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        chunks = [pickle.dumps(item, pickle.HIGHEST_PROTOCOL) for item in items]
-        self._ends = np.cumsum([0] + [len(chunk) for chunk in chunks])
-        self._bytes = b"".join(chunks)
-
-    def __getitem__(self, index: int) -> Any:
-        return pickle.loads(self._bytes[self._ends[index] : self._ends[index + 1]])
+_MAX_SIDE = 200_000
+_MAX_PIXELS = 2**31
 
 
 @dataclass(frozen=True)
 class Annotations:
     """The content of a COCO annotation file, with the objects sorted by image.
 
-    Crowd regions and degenerate annotations are counted, not kept.
+    Training, evaluation and summaries use these objects and no others. Crowd regions are among
+    them, since evaluation ignores what is found there.
     """
 
     file: Path
     categories: Categories
-    image_ids: NDArray[np.int64]
-    """(images,), in the order of the file."""
+    image_ids: tuple[int, ...]
+    """(images,), in the order of the file; of any size."""
     file_names: tuple[str, ...]
     sizes: NDArray[np.int64]
     """(images, 2): width, height."""
     first: NDArray[np.int64]
     """(images + 1,): image i has the objects first[i] up to, not including, first[i + 1]."""
     boxes: NDArray[np.float64]
-    """(objects, 4): xyxy in pixels."""
+    """(objects, 4): left, top, width and height in pixels."""
+    areas: NDArray[np.float64]
+    """(objects,): the file's in pixels; NaN where that is no positive number."""
     category_ids: NDArray[np.int64]
     """(objects,)."""
-    segmentations: Packed
-    """Of each object, polygons or a compressed RLE, or None where the file gives none."""
-    unmasked: int | None
-    """Id of the first object without a segmentation; None if all have one."""
-    crowds: int
-    degenerate: int
+    crowd: NDArray[np.bool_]
+    """(objects,)."""
+    segmentations: Segmentations
+    masks: NDArray[np.uint8]
+    """(objects,): ``SOUND``, ``ABSENT``, ``EMPTY`` or ``FAR``."""
+    left_out: Mapping[str, int]
+    """Number of objects that were left out, by reason."""
+    upright: tuple[int, ...]
+    """Indices of the images that some box leaves, while all fit with width and height swapped."""
+
+    @property
+    def instances(self) -> int:
+        """Number of objects, without crowd regions."""
+        return int((~self.crowd).sum())
+
+    def image_of(self) -> NDArray[np.int64]:
+        """(objects,): index of each object's image."""
+        return np.repeat(np.arange(len(self.sizes)), np.diff(self.first))
+
+    def without_masks(self) -> Annotations:
+        """The same objects without their masks."""
+        segmentations, masks = _no_masks(len(self.boxes))
+        return dataclasses.replace(self, segmentations=segmentations, masks=masks)
+
+    def with_masks(self) -> Annotations:
+        """Only the objects whose mask is sound; the others are counted as left out."""
+        kept = self.masks == SOUND
+        counts = np.bincount(self.masks, minlength=4).tolist()
+        reasons = {NO_MASK: ABSENT, NO_MASK_AREA: EMPTY, FAR_AWAY: FAR}
+        left_out = Counter(self.left_out) + Counter({r: counts[k] for r, k in reasons.items()})
+        return dataclasses.replace(
+            self,
+            first=np.concatenate(([0], np.cumsum(kept)))[self.first],
+            boxes=self.boxes[kept],
+            areas=self.areas[kept],
+            category_ids=self.category_ids[kept],
+            crowd=self.crowd[kept],
+            segmentations=self.segmentations[kept],
+            masks=self.masks[kept],
+            left_out=dict(left_out),
+        )
 
 
-class _Image(NamedTuple):
-    id: int
-    file_name: str
-    width: int
-    height: int
-
-
-class _Object(NamedTuple):
-    id: int
-    image: int
-    category_id: int
-    crowd: bool
-    box: tuple[float, float, float, float]
-    segmentation: Segmentation | None
-    degenerate: bool
-
-
-def read_annotations(file: Path) -> Annotations:
+def read_annotations(file: Path, *, masks: bool = True) -> Annotations:
     """Read and check a COCO annotation file.
 
-    An annotation is degenerate if its box has no width or height, or its mask no polygon of three
-    points or no RLE pixel. `"segmentation": []` is degenerate as well where another annotation has
-    a mask, but where none has, as detection-only exports write it, it means no segmentation.
+    Numbers may be text, such as "12". Annotation ids are not used. Objects are left out if their
+    box has no area, is outside of the image, or reaches out of it by more than ten times its size.
 
     Args:
         file: the annotation file.
+        masks: whether segmentations are read. Otherwise they are ignored, whatever they are.
 
     Returns:
-        The checked content, without crowd regions and degenerate annotations.
+        The checked content.
 
     Raises:
-        UserError: the file cannot be read or is not JSON, an entry lacks a key or is malformed,
-            there are no images or no categories, two images or categories have the same id, two
-            categories have the same name, an annotation refers to an image or category that the
-            file does not list, or an RLE cannot be read or has another size than its image.
+        UserError: the file cannot be read or is not JSON, an entry is malformed, there are no
+            images or no categories, two of them have the same id, two categories have the same
+            name, an annotation refers to an image or category that the file does not list, an RLE
+            does not fit its image, or all boxes are in 0..1.
     """
-    content = _load(file)
-
-    def read_image(entry: dict[str, Any]) -> _Image:
-        size = int(entry["width"]), int(entry["height"])
-        return _Image(int(entry["id"]), str(entry["file_name"]), *size)
-
-    pairs = _read(file, content, "categories", lambda c: (int(c["id"]), str(c["name"])))
-    categories = Categories.from_pairs(pairs, str(file))
-    images = _read(file, content, "images", read_image)
-    for what, entries in (("categories", pairs), ("images", images)):
-        if not entries:
-            raise UserError(f"{file}: lists no {what}; export the objects in COCO format again")
-
-    index_of: dict[int, int] = {}
-    for index, image in enumerate(images):
-        if index_of.setdefault(image.id, index) != index:
-            raise UserError(f"{file}: two images have the id {image.id}; give each its own")
-
-    any_mask = any(
-        isinstance(entry, dict) and entry.get("segmentation") and not entry.get("iscrowd")
-        for entry in content.get("annotations") or ()
-    )
-
-    def read_object(entry: dict[str, Any]) -> _Object:
-        image, category = index_of.get(int(entry["image_id"])), int(entry["category_id"])
-        if image is None or category not in categories.label_of:
-            key = "image_id" if image is None else "category_id"
+    with _no_garbage_collection():
+        content = load_json(file)
+        if not isinstance(content, dict):
             raise UserError(
-                f"{file}: annotation {entry.get('id')} has {key} {entry[key]}, which the file does "
-                "not list; add it or remove the annotation"
+                f"{file}: is not a COCO annotation file; it should contain one JSON object"
             )
-        x, y, width, height = (float(value) for value in entry["bbox"])
-        degenerate = not (math.isfinite(x + y + width + height) and width > 0 and height > 0)
-        crowd = bool(entry.get("iscrowd"))
-        mask = entry.get("segmentation")
-        if mask is not None and any_mask and not crowd:
-            mask = _usable(mask, images[image])
-            degenerate |= not mask
-        box = (x, y, x + width, y + height)
-        return _Object(int(entry["id"]), image, category, crowd, box, mask or None, degenerate)
-
-    found = _read(file, content, "annotations", read_object)
-    objects = sorted((o for o in found if not o.crowd and not o.degenerate), key=lambda o: o.image)
-    return Annotations(
-        file=file,
-        categories=categories,
-        image_ids=np.array([image.id for image in images], dtype=np.int64),
-        file_names=tuple(image.file_name for image in images),
-        sizes=np.array([(image.width, image.height) for image in images], dtype=np.int64),
-        first=np.searchsorted([o.image for o in objects], np.arange(len(images) + 1)),
-        boxes=np.array([o.box for o in objects], dtype=np.float64).reshape(-1, 4),
-        category_ids=np.array([o.category_id for o in objects], dtype=np.int64),
-        segmentations=Packed([o.segmentation for o in objects]),
-        unmasked=next((o.id for o in objects if o.segmentation is None), None),
-        crowds=sum(o.crowd for o in found),
-        degenerate=sum(o.degenerate and not o.crowd for o in found),
-    )
+        named = _read_all(file, content, "categories", _category)
+        images = _read_all(file, content, "images", _image)
+        for what, values in (("categories", named), ("images", images)):
+            if not values:
+                raise UserError(f"{file}: lists no {what}; export the objects in COCO format again")
+            seen: set[int] = set()
+            for id_, *_ in values:
+                if id_ in seen:
+                    raise UserError(f"{file}: two {what} have the id {id_}; give each its own")
+                seen.add(id_)
+        objects = _Objects(images, {id_ for id_, *_ in named}, masks=masks)
+        _read_all(file, content, "annotations", objects.add)
+        del content
+    return objects.finish(file, named)
 
 
-def _load(file: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of new objects, none of them garbage, would be searched again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from None
-    except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error}); export or copy the file again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: is not a COCO annotation file; it should hold one JSON object")
-    return content
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _read(
-    file: Path, content: dict[str, Any], section: str, parse: Callable[[dict[str, Any]], T]
+def _read_all(
+    file: Path, content: dict[str, Any], section: str, read: Callable[[dict[str, Any]], T]
 ) -> list[T]:
-    """Every entry of a section, parsed; a fault in one is reported with its place."""
-    entries = content.get(section)
+    """Read the entries of a section, and forget them; name the place of a malformed one."""
+    entries = content.pop(section, None)
     if not isinstance(entries, list):
         raise UserError(f"{file}: has no list '{section}'; is it a COCO file of object instances?")
-    parsed = []
+    values = []
     for place, entry in enumerate(entries):
         try:
-            parsed.append(parse(entry))
-        except KeyError as error:
+            if type(entry) is not dict:
+                raise Malformed(f"is {shown(entry)}, which is not an object")
+            values.append(read(entry))
+        except Malformed as error:
             raise UserError(
-                f"{file}: {section}[{place}] has no {error}; correct that entry or export again"
-            ) from None
-        except UserError:
-            raise
-        except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{file}: {section}[{place}] is malformed ({error}); correct that entry or export "
+                f"{file}: {section}[{place}]{_id(entry)}: {error}; correct that entry or export "
                 "again"
-            ) from error
-    return parsed
+            ) from None
+        entries[place] = None
+    return values
 
 
-def _usable(mask: list[list[float]] | dict[str, Any], image: _Image) -> Segmentation | None:
-    """The parts of a polygon that enclose something, or the RLE compressed; None if empty."""
-    if isinstance(mask, list):
-        return [p for p in mask if len(p) >= 6 and len(p) % 2 == 0 and math.isfinite(sum(p))]
-    if list(mask["size"]) != [image.height, image.width]:
-        raise ValueError(
-            f"the RLE's size is {mask['size']}, the image's [{image.height}, {image.width}]"
+def _id(entry: Any) -> str:
+    """The id of a malformed entry for its message, if it has one."""
+    has = isinstance(entry, dict) and isinstance(entry.get("id"), int | str)
+    return f" with the id {shown(entry['id'])}" if has else ""
+
+
+def _category(entry: dict[str, Any]) -> tuple[int, str, str]:
+    id_ = whole(field(entry, "id"), "'id'")
+    if not -(2**63) <= id_ < 2**63:
+        raise Malformed(f"'id' is {shown(id_)}, which does not fit in 64 bits")
+    parent = entry.get("supercategory")
+    return id_, text(field(entry, "name"), "'name'"), parent if isinstance(parent, str) else "none"
+
+
+def _image(entry: dict[str, Any]) -> tuple[int, str, int, int]:
+    id_ = whole(field(entry, "id"), "'id'")
+    name = text(field(entry, "file_name"), "'file_name'")
+    width, height = (whole(field(entry, key), f"'{key}'") for key in ("width", "height"))
+    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE and width * height <= _MAX_PIXELS):
+        raise Malformed(f"has the size {shown(width)} x {shown(height)}, which no image has")
+    return id_, name, width, height
+
+
+class _Objects:
+    """Collects the annotations of a file."""
+
+    def __init__(
+        self, images: list[tuple[int, str, int, int]], category_ids: set[int], *, masks: bool
+    ) -> None:
+        self.images, self.category_ids = images, category_ids
+        self.index_of = {image[0]: index for index, image in enumerate(images)}
+        self.masks = SegmentationReader() if masks else None
+        self.boxes, self.areas, self.crowd = array("d"), array("d"), bytearray()
+        self.categories, self.places = array("q"), array("q")
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Add the object of an annotation."""
+        image_id = whole(field(entry, "image_id"), "'image_id'")
+        category = whole(field(entry, "category_id"), "'category_id'")
+        image = self.index_of.get(image_id)
+        if image is None or category not in self.category_ids:
+            key = "image_id" if image is None else "category_id"
+            raise Malformed(f"has {key} {shown(entry[key])}, which the file does not list")
+        box = field(entry, "bbox")
+        if type(box) is not list:
+            raise Malformed(f"'bbox' is {shown(box)}, not a list")
+        if len(box) != 4:
+            raise Malformed(f"'bbox' has {len(box)} numbers, not four")
+        box = [number(value, "a number of 'bbox'") for value in box]
+        crowd = flag(entry.get("iscrowd"), "'iscrowd'")
+        if self.masks is not None:
+            _, _, width, height = self.images[image]
+            self.masks.add(entry.get("segmentation"), height, width)
+        self.boxes.extend(box)
+        self.areas.append(_area(entry.get("area")))
+        self.crowd.append(crowd)
+        self.categories.append(category)
+        self.places.append(image)
+
+    def finish(self, file: Path, named: list[tuple[int, str, str]]) -> Annotations:
+        """Check the boxes and the masks, and sort the objects by image."""
+        sizes = np.array([image[2:] for image in self.images], np.int64)
+        place_of = np.frombuffer(self.places, np.int64)
+        boxes = np.frombuffer(self.boxes).reshape(-1, 4)
+        category_ids = np.frombuffer(self.categories, np.int64)
+        crowd = np.frombuffer(self.crowd, np.bool_)
+        if (boxes % 1 != 0).any() and (np.abs(boxes) <= 1.001).all() and (sizes > 2).all():
+            raise UserError(
+                f"{file}: all boxes are in 0..1, as fractions of the image; COCO's boxes are in "
+                "pixels, multiply them by the width and height"
+            )
+        left_out, kept = _checked(boxes, sizes[place_of])
+        if self.masks is None:
+            segmentations, masks = _no_masks(len(boxes))
+        else:
+            segmentations, masks = self.masks.finish(sizes[place_of])
+        rows = np.flatnonzero(kept)
+        rows = rows[np.argsort(place_of[rows], kind="stable")]
+        return Annotations(
+            file=file,
+            categories=_without_root(file, named, set(np.unique(category_ids).tolist())),
+            image_ids=tuple(image[0] for image in self.images),
+            file_names=tuple(image[1] for image in self.images),
+            sizes=sizes,
+            first=np.searchsorted(place_of[rows], np.arange(len(sizes) + 1)),
+            boxes=boxes[rows],
+            areas=np.frombuffer(self.areas)[rows],
+            category_ids=category_ids[rows],
+            crowd=crowd[rows],
+            segmentations=segmentations[rows],
+            masks=masks[rows],
+            left_out=left_out,
+            upright=_upright(boxes, place_of, sizes),
         )
-    if not mask["counts"]:
-        return None
-    uncompressed = isinstance(mask["counts"], list)
-    runs = np.array(mask["counts"], np.int64) if uncompressed else run_lengths(mask["counts"])
-    if runs.sum() != image.height * image.width or runs.min() < 0:
-        raise ValueError("the RLE's counts do not add up to the size of the image")
-    if uncompressed:
-        mask = coco_mask.frPyObjects(mask, image.height, image.width)
-    return mask if runs[1::2].any() else None
+
+
+def _area(value: Any) -> float:
+    """The area, or NaN if it is not a positive number."""
+    try:
+        area = number(value, "'area'")
+    except Malformed:
+        return math.nan
+    return area if 0 < area < math.inf else math.nan
+
+
+def _no_masks(objects: int) -> tuple[Segmentations, NDArray[np.uint8]]:
+    none = np.zeros((objects, 2), np.int64)
+    return (
+        Segmentations(np.empty(0), np.zeros(1, np.int64), none, b"", none),
+        np.full(objects, ABSENT, np.uint8),
+    )
+
+
+def _checked(
+    boxes: NDArray[np.float64], sizes: NDArray[np.int64]
+) -> tuple[dict[str, int], NDArray[np.bool_]]:
+    """Numbers of boxes that cannot be used, by reason, and which of the boxes can."""
+    with np.errstate(all="ignore"):
+        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        sound = np.isfinite(high).all(axis=1) & (high > low).all(axis=1)
+        reach = REACH * sizes.max(axis=1, keepdims=True, initial=0)
+        near = ((low >= -reach) & (high <= sizes + reach)).all(axis=1)
+        inside = ((high > 0) & (low < sizes)).all(axis=1)
+    reasons = {NO_AREA: ~sound, FAR_AWAY: sound & ~near, OUTSIDE: sound & near & ~inside}
+    counts = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
+    return counts, sound & near & inside
+
+
+def _upright(
+    boxes: NDArray[np.float64], place_of: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> tuple[int, ...]:
+    """Images that a box leaves by more than a pixel, while all fit if the sides are swapped."""
+    with np.errstate(all="ignore"):
+        high = boxes[:, :2] + boxes[:, 2:]
+        leaves = (high > sizes[place_of] + 1).any(axis=1)
+        fits = (high <= sizes[place_of, ::-1] + 1).all(axis=1)
+    candidates = set(place_of[leaves].tolist()) - set(place_of[~fits].tolist())
+    return tuple(sorted(candidates))
+
+
+def _without_root(file: Path, named: list[tuple[int, str, str]], used: set[int]) -> Categories:
+    """The categories without Roboflow's root, the unused supercategory of all others."""
+    for id_, name, parent in named:
+        others = [other for other in named if other[0] != id_]
+        root = id_ not in used and parent in ("", "none") and others
+        if root and all(other[2] == name for other in others):
+            named = others
+            break
+    return Categories.from_pairs(((id_, name) for id_, name, _ in named), str(file))

@@ -1,10 +1,12 @@
 """The classes of a data set, and how the annotation file's ids map to a model's labels."""
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from botvision.errors import UserError
+from botvision.text import printable
 
 # The printed mapping shows this many classes in full and abridges a longer one.
 SHOWN = 10
@@ -15,10 +17,15 @@ class Categories:
     """Category ids and names, sorted by id: category k, counted from 0, has label k + 1.
 
     Label 0 is the background. The ids are whatever the annotation files use: from 0, with gaps.
+    Names are in Unicode's composed form (NFC), so that equal names match whoever wrote them.
     """
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        names = tuple(unicodedata.normalize("NFC", name) for name in self.names)
+        object.__setattr__(self, "names", names)
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[int, str]], source: str) -> "Categories":
@@ -55,6 +62,11 @@ class Categories:
         """Label of each category id."""
         return {category: k + 1 for k, category in enumerate(self.ids)}
 
+    @cached_property
+    def label_of_name(self) -> dict[str, int]:
+        """Label of each class name."""
+        return {name: k + 1 for k, name in enumerate(self.names)}
+
     def name(self, label: int) -> str:
         """Name of the class with a label from 1 to the number of classes."""
         if not 1 <= label <= len(self):
@@ -64,7 +76,7 @@ class Categories:
     def __str__(self) -> str:
         """Write the mapping as `label = id name`, abridged in the middle."""
         entries = [
-            f"{k + 1} = {category} {name}"
+            f"{k + 1} = {category} {printable(name)}"
             for k, (category, name) in enumerate(zip(self.ids, self.names, strict=True))
         ]
         if len(entries) > SHOWN:

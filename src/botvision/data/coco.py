@@ -1,18 +1,22 @@
 """Data sets in COCO format: a folder with `annotations/*.json` and folders of images."""
 
-import json
-from collections import defaultdict
-from collections.abc import Sequence
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
-from botvision.data.annotations import Annotations, read_annotations
+from botvision.config import DetectionTask
+from botvision.data.annotations import NO_MASK, Annotations, read_annotations
 from botvision.data.detection import DetectionData, Objects
-from botvision.data.images import open_image
+from botvision.data.image_files import ImageFiles
+from botvision.data.images import DECODE_ERRORS, open_image
+from botvision.data.segmentations import ABSENT
 from botvision.errors import UserError
 
 # COCO's own files that do not describe objects.
@@ -75,12 +79,21 @@ class CocoData(DetectionData):
         split: the annotation file.
         images: the folder that the file names are relative to.
         annotations: the content of the file.
+        task: the task, which decides whether objects have masks. None where it does not follow from
+            the data, because only some objects have masks.
     """
 
-    def __init__(self, split: Split, images: Path, annotations: Annotations) -> None:
-        self.split, self.images, self.annotations = split, images, annotations
+    def __init__(
+        self, split: Split, images: Path, annotations: Annotations, task: DetectionTask | None
+    ) -> None:
+        self.split, self.images, self.annotations, self.task = split, images, annotations, task
         self.categories = annotations.categories
-        self.unmasked = annotations.unmasked
+        self.num_objects: int = annotations.instances
+        absent = (annotations.masks == ABSENT) & ~annotations.crowd
+        self.num_masks: int = self.num_objects - int(absent.sum())
+        if absent.any():
+            image = annotations.image_of()[absent.argmax()]
+            self.unmasked = f"one in {self.image_name(image)}"
 
     @property
     def name(self) -> str:
@@ -90,8 +103,7 @@ class CocoData(DetectionData):
     @property
     def image_ids(self) -> Sequence[int]:
         """The ids in the annotation file."""
-        ids: list[int] = self.annotations.image_ids.tolist()
-        return ids
+        return self.annotations.image_ids
 
     def __len__(self) -> int:
         return len(self.annotations.file_names)
@@ -110,37 +122,68 @@ class CocoData(DetectionData):
         return open_image(self.image_path(index), (width, height))
 
     def objects(self, index: int) -> Objects:
-        """The objects of the image at `index` that are sound."""
+        """The objects of the image at `index`, without crowd regions."""
         a = self.annotations
-        rows = range(a.first[index], a.first[index + 1])
-        where = slice(rows.start, rows.stop)
-        masks = [a.segmentations[row] for row in rows]
-        return Objects(a.boxes[where], a.category_ids[where], masks)
+        rows = np.arange(a.first[index], a.first[index + 1])
+        rows = rows[~a.crowd[rows]]
+        boxes = a.boxes[rows]
+        boxes[:, 2:] += boxes[:, :2]
+        width, height = a.sizes[index].tolist()
+        masks = [a.segmentations.mask(row, height, width) for row in rows]
+        return Objects(boxes, a.category_ids[rows], masks)
 
     def ground_truth(self) -> dict[str, Any]:
-        """The annotation file as it is, crowd regions included."""
-        content: dict[str, Any] = json.loads(self.annotations.file.read_bytes())
-        return content
+        """The checked annotations as COCO's, crowd regions included, numbered from 1.
+
+        Returns:
+            See ``DetectionData.ground_truth``. There is an ``area`` where the file has one.
+        """
+        a = self.annotations
+        ids, sizes = self.image_ids, a.sizes.tolist()
+        annotations: list[dict[str, Any]] = []
+        for row, image in enumerate(a.image_of().tolist()):
+            width, height = sizes[image]
+            entry = {
+                "id": row + 1,
+                "image_id": ids[image],
+                "category_id": int(a.category_ids[row]),
+                "bbox": a.boxes[row].tolist(),
+                "iscrowd": int(a.crowd[row]),
+            }
+            if not np.isnan(a.areas[row]):
+                entry["area"] = float(a.areas[row])
+            mask = a.segmentations.mask(row, height, width)
+            annotations.append(entry if mask is None else entry | {"segmentation": mask})
+        images = zip(ids, sizes, strict=True)
+        categories = zip(self.categories.ids, self.categories.names, strict=True)
+        return {
+            "images": [{"id": id_, "width": size[0], "height": size[1]} for id_, size in images],
+            "annotations": annotations,
+            "categories": [{"id": id_, "name": name} for id_, name in categories],
+        }
 
     def summary(self) -> str:
         """Say in one line what the split holds and what was left out."""
         a = self.annotations
-        used, known = len(np.unique(a.category_ids)), len(self.categories)
+        used, known = len(np.unique(a.category_ids[~a.crowd])), len(self.categories)
         classes = f"{known} class{'es' if known > 1 else ''}"
         if used < known:
             classes = f"{used} of {classes}"
-        empty = int((np.diff(a.first) == 0).sum())
+        with_objects = len(np.unique(a.image_of()[~a.crowd]))
+        empty = len(self) - with_objects
+        left_out = sum(a.left_out.values())
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in a.left_out.items())
         return (
             f"{self.split.name}: {_count(len(self), 'image')}"
             + (f" ({empty:,} without objects)" if empty else "")
-            + f", {_count(len(a.boxes), 'instance')} of {classes}"
-            + ("" if self.has_masks else " without masks")
-            + (f", {_count(a.crowds, 'crowd region')}" if a.crowds else "")
-            + (f", {_count(a.degenerate, 'degenerate annotation')} left out" * bool(a.degenerate))
+            + f", {_count(self.num_objects, 'instance')} of {classes}"
+            + (" without masks" * (self.task == "detection"))
+            + (f", {_count(int(a.crowd.sum()), 'crowd region')}" if a.crowd.any() else "")
+            + (f", {_count(left_out, 'object')} left out ({reasons})" if left_out else "")
         )
 
 
-def load_split(split: Split) -> CocoData:
+def load_split(split: Split, task: DetectionTask | None = None) -> CocoData:
     """Read the annotation file of a split and check that it is sound and its images are there.
 
     Images without objects are kept. The images are looked for in root/STEM, root/images/STEM,
@@ -148,31 +191,92 @@ def load_split(split: Split) -> CocoData:
 
     Args:
         split: the annotation file and the root of the COCO folder.
+        task: `"detection"` ignores masks, `"segmentation"` leaves out objects without one. By
+            default it follows from the masks, unless only some objects have one.
 
     Returns:
-        The split. Its image folder is the first of the folders above that contains the first image.
+        The split. Its image folder is the first of the folders above that contains an image.
 
     Raises:
-        UserError: the annotation file contains an error, see `read_annotations`, or images are
-            missing.
+        UserError: the annotation file contains an error, see `read_annotations`, none of its
+            objects can be used, images are missing, or the boxes of an image fit only its upright
+            orientation.
     """
-    annotations = read_annotations(split.annotations)
+    annotations = read_annotations(split.annotations, masks=task != "detection")
     root, stem = split.root, _stem(split.annotations)
     folders = [root / stem, root / "images" / stem, root / "images", root]
-    example = annotations.file_names[0]
-    images = next((f for f in folders if (f / example).is_file()), None)
+    names = annotations.file_names
+    images, files = _find(folders, names)
     if images is None:
         raise UserError(
-            f"{split.annotations}: its first image, {example}, is in none of "
+            f"{split.annotations}: its first image, {names[0]}, is in none of "
             f"{', '.join(map(str, folders))}; move the images into one of these folders"
         )
-    missing = _missing(images, annotations.file_names)
+    missing = [name for name, file in zip(names, files, strict=True) if file is None]
     if missing:
         raise UserError(
-            f"{split.annotations}: {len(missing):,} of {len(annotations.file_names):,} image files "
-            f"are missing, the first is {images / missing[0]}; add them or remove their entries"
+            f"{split.annotations}: {len(missing):,} of {len(names):,} image files are missing, the "
+            f"first is {images / missing[0]}; add them or remove their entries"
         )
-    return CocoData(split, images, annotations)
+    annotations = dataclasses.replace(annotations, file_names=tuple(f or "" for f in files))
+    _check_orientation(images, annotations)
+    masked = annotations.masks[~annotations.crowd] != ABSENT
+    if task is None and masked.size and masked.all() == masked.any():
+        task = "segmentation" if masked.all() else "detection"
+    if task == "segmentation":
+        annotations = annotations.with_masks()
+    elif task == "detection":
+        annotations = annotations.without_masks()
+    _check_objects(annotations)
+    return CocoData(split, images, annotations, task)
+
+
+def _find(folders: Iterable[Path], names: Sequence[str]) -> tuple[Path | None, list[str | None]]:
+    """The first folder that contains an image, and the found names in it."""
+    for folder in folders:
+        files = ImageFiles(folder)
+        if files.find(names[0]) is not None:
+            return folder, files.find_all(names)
+    for folder in folders:
+        found = ImageFiles(folder).find_all(names)
+        if any(found):
+            return folder, found
+    return None, []
+
+
+def _check_orientation(images: Path, annotations: Annotations) -> None:
+    """Raise UserError for an image whose boxes were drawn on its upright orientation.
+
+    Only images with boxes that leave them are opened.
+    """
+    for index in annotations.upright:
+        path = images / annotations.file_names[index]
+        width, height = annotations.sizes[index].tolist()
+        try:
+            with Image.open(path) as stored:
+                turned = stored.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                as_described = stored.size == (width, height)
+        except DECODE_ERRORS:
+            continue  # which is reported when the image is read
+        if turned and as_described:
+            raise UserError(
+                f"{path}: its boxes fit the upright image of {height}x{width}, but "
+                f"{annotations.file} has the size before the EXIF rotation, {width}x{height}; swap "
+                "its width and height there"
+            )
+
+
+def _check_objects(annotations: Annotations) -> None:
+    """Raise UserError if objects are listed, but none of them can be used."""
+    left_out, crowds = annotations.left_out, int(annotations.crowd.sum())
+    if annotations.instances or not (left_out or crowds):
+        return
+    reasons = {**({"crowd region": crowds} if crowds else {}), **left_out}
+    listed = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
+    cure = "correct `iscrowd`" if not left_out else "correct them or export again"
+    if [*left_out] == [NO_MASK]:
+        cure = "add masks, or use the `task` detection"
+    raise UserError(f"{annotations.file}: none of its objects can be used ({listed}); {cure}")
 
 
 def _stem(file: Path) -> str:
@@ -181,15 +285,3 @@ def _stem(file: Path) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _missing(folder: Path, file_names: tuple[str, ...]) -> list[str]:
-    """The files that are not in `folder`, whose subfolders are listed rather than each file."""
-    names_in: defaultdict[Path, list[str]] = defaultdict(list)
-    for name in file_names:
-        names_in[(folder / name).parent].append(name)
-    missing: list[str] = []
-    for parent, names in names_in.items():
-        present = {f.name for f in parent.iterdir()} if parent.is_dir() else set()
-        missing += [name for name in names if Path(name).name not in present]
-    return missing

@@ -51,6 +51,10 @@ class DetectionData(ABC):
     """The ids and names of the split's classes."""
     unmasked: object = None
     """An object without a mask, for the error message; None if every object has one."""
+    num_objects: int | None = None
+    """Number of objects; None if they were not counted."""
+    num_masks: int | None = None
+    """Number of objects with a mask; None if they were not counted."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -129,35 +133,22 @@ class DetectionData(ABC):
 
 
 def merge_categories(*data: DetectionData) -> Categories:
-    """Unite the categories of several splits, by id.
+    """Unite the categories of several splits, by name.
 
     Args:
-        *data: the splits.
+        *data: the splits. Each may have ids of its own.
 
     Returns:
-        The categories that at least one split has, sorted by id.
-
-    Raises:
-        UserError: an id has two names, or a name two ids.
+        The categories that at least one split has, with the ids of the first split that has them. A
+        category whose id another one has in an earlier split gets the next free id.
     """
-    by_id: dict[int, tuple[str, str]] = {}
-    by_name: dict[str, tuple[int, str]] = {}
+    ids: dict[str, int] = {}
     for split in data:
         for category, name in zip(split.categories.ids, split.categories.names, strict=True):
-            other_name, other = by_id.setdefault(category, (name, split.name))
-            if other_name != name:
-                raise UserError(
-                    f"{split.name}: category {category} is '{name}', but '{other_name}' in "
-                    f"{other}; use the same categories in both"
-                )
-            other_id, other = by_name.setdefault(name, (category, split.name))
-            if other_id != category:
-                raise UserError(
-                    f"{split.name}: '{name}' is category {category}, but {other_id} in {other}; "
-                    "use the same categories in both"
-                )
-    pairs = ((category, name) for category, (name, _) in by_id.items())
-    return Categories.from_pairs(pairs, "categories")
+            if name not in ids:
+                taken = category in ids.values()
+                ids[name] = max(ids.values()) + 1 if taken else category
+    return Categories.from_pairs(((id_, name) for name, id_ in ids.items()), "categories")
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -165,7 +156,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     An item is the jittered image, uint8 (3, h, w), and a target with ``boxes`` float32 (n, 4), xyxy
     in pixels of that image; ``labels`` int64 (n,), from 1; with ``masks``, ``masks``, a ``Masks``;
-    and ``image_id``, an int64 scalar. Instances less than a pixel wide or high after the transform,
+    and ``index``, an int64 scalar. Instances less than a pixel wide or high after the transform,
     or without a pixel in their mask, are left out. An item is a function of ``seed``, epoch and
     index only, whichever process makes it and in whatever order.
 
@@ -193,17 +184,19 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     ) -> None:
         if masks and not data.has_masks:
             raise UserError(
-                f"{data.name}: annotation {data.unmasked} has no segmentation; add it, or train a "
+                f"{data.name}: not every object has a mask ({data.unmasked}); add it, or train a "
                 "detector of boxes only"
             )
-        unknown = set(data.categories.ids) - set(categories.ids)
+        unknown = [name for name in data.categories.names if name not in categories.names]
         if unknown:
             raise UserError(
-                f"{data.name}: category {min(unknown)} is not among the model's {categories}; use "
-                "the categories that it was trained with"
+                f"{data.name}: the class '{unknown[0]}' is not among the model's {categories}; use "
+                "the classes that it was trained with"
             )
+        named = zip(data.categories.ids, data.categories.names, strict=True)
+        self.label_of = {id_: categories.label_of_name[name] for id_, name in named}
         self.data, self.jitter, self.masks, self.seed = data, jitter, masks, seed
-        self.categories, self.max_instances = categories, max_instances
+        self.max_instances = max_instances
 
     def __len__(self) -> int:
         return len(self.data)
@@ -213,8 +206,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image = self.data.image(index)
         objects = self.data.objects(index)
-        label_of = self.categories.label_of
-        labels = np.array([label_of[k] for k in objects.category_ids.tolist()], np.int64)
+        labels = np.array([self.label_of[k] for k in objects.category_ids.tolist()], np.int64)
         rng = np.random.default_rng((self.seed, epoch, index))
         transform = self.jitter.sample(rng, image.height, image.width)
         pixels = transform.image(image)
@@ -223,7 +215,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         kept = np.flatnonzero(visible)
         if 0 < self.max_instances < len(kept):
             kept = np.sort(rng.choice(kept, self.max_instances, replace=False))
-        target: Target = {"image_id": torch.tensor(self.data.image_ids[index])}
+        target: Target = {"index": torch.tensor(index)}
         if self.masks:
             segmentations = [objects.segmentations[row] for row in kept.tolist()]
             target["masks"], drawn = transform.masks([s for s in segmentations if s is not None])

@@ -9,6 +9,7 @@ from PIL import Image
 from timm.data.readers.reader_factory import create_reader
 
 from botvision.data.images import open_image
+from botvision.data.listing import same_names
 from botvision.data.sources import HUGGING_FACE
 from botvision.errors import UserError
 
@@ -61,7 +62,7 @@ class HuggingFaceData:
                 f"{self.name}: has no columns image and label with named classes ({error})"
             ) from error
         self.classes: tuple[str, ...] = tuple(sorted(index, key=index.__getitem__))
-        if classes is not None and tuple(classes) != self.classes:
+        if classes is not None and not same_names(classes, self.classes):
             raise UserError(f"{self.name}: its classes are not the model's")
 
     def __len__(self) -> int:

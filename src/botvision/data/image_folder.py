@@ -4,53 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.readers.reader_factory import create_reader
 
 from botvision.data.images import open_image
+from botvision.data.listing import (
+    FolderWalk,
+    LeftOut,
+    count_classes,
+    is_image,
+    natural_key,
+    opens,
+    unicode_form,
+)
 from botvision.errors import UserError
 
 
 class ImageFolder:
     """The images of a split and their labels; the classes are the names of its folders.
 
+    Hidden files and folders, such as ``.ipynb_checkpoints``, are ignored. Files that are no images,
+    and images in no class folder, are left out and counted in the summary.
+
     Args:
-        folder: ``CLASS/*.jpg`` of one split, at any depth.
+        folder: ``CLASS/*.jpg`` of one split, at any depth: ``CLASS/2023/1.jpg`` is of ``CLASS``.
         classes: names in the order of the labels; by default those of the folders, in natural
-            order (``class2`` before ``class10``).
+            order (``class2`` before ``class10``). Names are compared in Unicode's composed form.
 
     Raises:
-        UserError: no images, an empty class, or a folder that is none of ``classes``.
+        UserError: no images, a class without images, or a folder that is none of ``classes``.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str] | None = None) -> None:
         self.folder = folder
-        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        try:
-            reader: Any = create_reader("", root=str(folder))
-        except RuntimeError as error:
-            endings = ", ".join(get_img_extensions())  # type: ignore[no-untyped-call]
-            raise UserError(
-                f"{folder}: no images in its class folders (looked for {endings})"
-            ) from error
-        own: list[str] = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
-        empty = [name for name in found if not any((folder / name).iterdir())]
-        if empty:
-            raise UserError(f"{folder / empty[0]}: a class without images; fill it or remove it")
+        found, self.left_out = _class_files(folder)
+        own = sorted(found, key=natural_key)
         self.classes = tuple(own if classes is None else classes)
-        unknown = [name for name in own if name not in self.classes]
-        if unknown:
-            raise UserError(
-                f"{folder / unknown[0]}: the class {unknown[0]!r} is not one of the model's "
-                f"{len(self.classes)} ({', '.join(self.classes[:5])}, ...); rename the folder or "
-                "remove it"
-            )
-        label_of = {name: label for label, name in enumerate(self.classes)}
-        self.files = [Path(file) for file, _ in reader.samples]
-        self.labels = [label_of[own[index]] for _, index in reader.samples]
+        label_of = {unicode_form(name): label for label, name in enumerate(self.classes)}
+        for name in own:
+            if name not in label_of:
+                raise UserError(
+                    f"{folder / name}: the class {name!r} is not one of the model's "
+                    f"{len(self.classes)} ({', '.join(self.classes[:5])}, ...); rename the folder "
+                    "or remove it"
+                )
+        pairs = [(file, label_of[name]) for name, files in found.items() for file in files]
+        pairs.sort(key=lambda pair: natural_key(str(pair[0])))
+        self.files = [file for file, _ in pairs]
+        self.labels = [label for _, label in pairs]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -59,5 +60,49 @@ class ImageFolder:
         return open_image(self.files[index]), self.labels[index]
 
     def summary(self) -> str:
-        """One line: how many images of how many classes."""
-        return f"{self.folder}: {len(self)} images of {len(set(self.labels))} classes"
+        """One line: how many images of how many classes, and what was left out."""
+        left_out = f" (left out: {self.left_out})" if self.left_out else ""
+        return f"{self.folder}: {len(self)} images of {count_classes(self.labels)}{left_out}"
+
+
+def _class_files(folder: Path) -> tuple[dict[str, list[Path]], LeftOut]:
+    """Return the image files of each class, and the numbers of the other files."""
+    walk = FolderWalk(folder)
+    found: dict[str, list[Path]] = {}
+    folder_of: dict[str, Path] = {}
+    for entry in walk.entries(folder):
+        path = Path(entry.path)
+        if not walk.is_new_folder(entry):
+            if is_image(entry.name):
+                walk.left_out["outside the class folders"] += 1
+            elif not path.is_dir():
+                walk.left_out.add_file(entry.name)
+            continue
+        name = unicode_form(entry.name)
+        if name in found:
+            raise UserError(
+                f"{path}: the same class as {folder_of[name].name!r}, whose name differs only in "
+                "its Unicode form; merge the two folders"
+            )
+        if not name.isprintable():
+            raise UserError(
+                f"{str(path)!r}: the name contains characters that cannot be printed; rename the "
+                "folder"
+            )
+        others = walk.left_out.copy()
+        found[name], folder_of[name] = list(walk.images(path)), path
+        if not found[name]:
+            there = LeftOut(walk.left_out - others)
+            what = f" (only {there})" if there else ""
+            raise UserError(f"{path}: a class without images{what}; fill it or remove it")
+        if not any(map(opens, found[name])):
+            raise UserError(
+                f"{path}: none of its {len(found[name])} files can be read as an image; replace or "
+                "remove them"
+            )
+    if not found:
+        what = f" (only {walk.left_out})" if walk.left_out else ""
+        raise UserError(
+            f"{folder}: no class folders{what}; put the images of each class in a folder CLASS/"
+        )
+    return found, walk.left_out

@@ -12,12 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from botvision.data.listing import is_hidden
 from botvision.data.shapes import write_shapes
 from botvision.errors import UserError
 
 BUILT_IN = ("shapes", "shapes-context")
+_LAYOUTS = (
+    "neither COCO format (annotations/instances_train.json and image folders) nor class folders "
+    "(train/CLASS/*.jpg and val/ or test/ likewise) nor shards (train-000.tar)"
+)
 # Before the name of a data set on the Hugging Face Hub, or of a folder that its library reads.
 HUGGING_FACE = "hfds/"
+# Names of the splits' folders and shards.
+SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 # In the cache's folder names: a set made by another version of the generator is made anew.
 _SHAPES_VERSION = 1
 
@@ -76,23 +83,43 @@ def task_of(data: str) -> Literal["detection", "classification"]:
     root = open_data(data)
     if any((root / "annotations").glob("*.json")):
         return "detection"
-    for split in ("train", "val", "valid", "validation", "test"):
+    for split in SPLIT_FOLDERS:
         if class_folders(root / split) or find_shards(root, split):
             return "classification"
-    raise UserError(
-        f"{root}: neither COCO format (annotations/instances_train.json and image folders) nor "
-        "class folders (train/CLASS/*.jpg and val/ or test/ likewise) nor shards (train-000.tar)"
-    )
+    raise UserError(f"{root}: {_LAYOUTS}; {_found(root)}")
+
+
+def _found(root: Path) -> str:
+    """Describe what a folder of no known layout contains, and how to change it."""
+    exports = [*root.glob("_annotations.coco.json"), *root.glob("*/_annotations.coco.json")]
+    exports += [*root.glob("result.json"), *root.glob("instances_*.json")]
+    yolo = [*root.glob("data.yaml"), *root.glob("labels/")]
+    names = [str(path.relative_to(root)) for path in sorted([*exports, *yolo])]
+    if exports:
+        return (
+            f"found {' and '.join(names)}: move COCO files to annotations/instances_train.json and "
+            "annotations/instances_val.json, and their images to train/ and val/"
+        )
+    if yolo:
+        return f"found {' and '.join(names)}: export the data in COCO format instead of YOLO's"
+    entries = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
+    return f"found {shown}" if entries else "the folder is empty"
 
 
 def class_folders(split: Path) -> list[Path]:
-    """The folders in ``split``, if there is one."""
-    return [path for path in split.iterdir() if path.is_dir()] if split.is_dir() else []
+    """The folders in ``split`` that are not hidden, if there is one."""
+    if not split.is_dir():
+        return []
+    return [path for path in split.iterdir() if path.is_dir() and not is_hidden(path.name)]
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
-    """``SPLIT*.tar`` in the folder, or ``SPLIT/*.tar``."""
-    return sorted([*root.glob(f"{split}*.tar"), *root.glob(f"{split}/*.tar")])
+    """``SPLIT*.tar`` in the folder, or ``SPLIT/*.tar``. ``valid-0.tar`` is not of ``val``."""
+    longer = tuple(n for n in SPLIT_FOLDERS if n.startswith(split) and n != split)
+    beside = [path for path in root.glob(f"{split}*.tar") if not path.name.startswith(longer)]
+    inside = [path for path in root.glob(f"{split}/*.tar") if not is_hidden(path.name)]
+    return sorted([*beside, *inside])
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -127,5 +154,5 @@ def _unpack(archive: Path, root: Path) -> None:
 
 def _inner(folder: Path) -> Path:
     """Step into the one folder that an archive often wraps its content in."""
-    entries = [e for e in folder.iterdir() if not e.name.startswith((".", "__MACOSX"))]
+    entries = [e for e in folder.iterdir() if not is_hidden(e.name)]
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder

@@ -17,6 +17,7 @@ from torch import Tensor
 from botvision.detection.detector import Detector
 from botvision.errors import UserError
 from botvision.models.weights import WeightsReport, load_tensors, read_weights, weights_file
+from botvision.text import printable
 
 # These weights were published for frozen batch norm that adds no epsilon to the variance
 # (torchvision's `overwrite_eps`). The file with this name contains the same weights.
@@ -59,12 +60,12 @@ class DetectorWeightsReport:
     def __str__(self) -> str:
         lines = [
             str(self.tensors),
-            f"  classes with weights in the file: {', '.join(self.kept) or 'none'}",
+            f"  classes with weights in the file: {_listed(self.kept) or 'none'}",
         ]
         if self.new:
-            lines.append(f"  new classes with random weights: {', '.join(self.new)}")
+            lines.append(f"  new classes with random weights: {_listed(self.new)}")
         if self.unused:
-            lines.append(f"  unused classes of the file: {', '.join(self.unused)}")
+            lines.append(f"  unused classes of the file: {_listed(self.unused)}")
         return "\n".join(lines)
 
 
@@ -126,6 +127,10 @@ def load_detector_weights(
         new=[name for name in classes if name not in names],
         unused=[name for name in names if name not in classes and name != "N/A"],
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names))
 
 
 def _published(name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:

@@ -23,7 +23,8 @@ from torchmetrics.classification import (
 
 from botvision.data.classification import ClassificationBatch
 from botvision.evaluation.evaluator import Metrics
-from botvision.files import write_text
+from botvision.files import make_folder, write_text
+from botvision.terminal import cell
 
 # Longer lists of classes are left to metrics.json.
 _CLASSES_SHOWN = 20
@@ -110,7 +111,7 @@ def write_confusion(folder: Path, classes: Sequence[str], confusion: Tensor) -> 
     Returns:
         The path of the file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["true / predicted", *classes])
@@ -137,5 +138,5 @@ def print_classification_metrics(console: Console, metrics: Metrics) -> None:
         table.add_column(name, justify="right")
     for name, values in classes.items():
         accuracy = f"{values['accuracy']:.1%}" if values["images"] else "-"
-        table.add_row(name, accuracy, str(values["images"]))
+        table.add_row(cell(name), accuracy, str(values["images"]))
     console.print(table, soft_wrap=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from botvision.data.categories import Categories
 from botvision.data.detection import DetectionData, EvalBatch
 from botvision.data.pasting import encode_mask
+from botvision.errors import UserError
 from botvision.evaluation.evaluator import Metrics
 from botvision.evaluation.labels import LabelMap
 from botvision.evaluation.precision_recall import PrecisionRecall, write_precision_recall
@@ -37,6 +39,9 @@ class CocoEvaluator:
         masks: whether the model has masks.
         max_detections: maximum detections per image (100 in COCO's definition).
         image_ids: of the images that are evaluated; all by default.
+
+    Raises:
+        UserError: the model has masks and an object has none, or no class is common.
     """
 
     def __init__(
@@ -48,6 +53,11 @@ class CocoEvaluator:
         max_detections: int,
         image_ids: Sequence[int] | None = None,
     ) -> None:
+        if masks and not data.has_masks:
+            raise UserError(
+                f"{data.name}: not every object has a mask ({data.unmasked}), which a segmentation "
+                "model is evaluated by; add it, or use a detector of boxes"
+            )
         self.labels = LabelMap.between(categories, data)
         self.truth = coco_ground_truth(data.ground_truth())
         self.masks, self.max_detections, self.image_ids = masks, max_detections, image_ids
@@ -137,22 +147,62 @@ def image_results(
     return results
 
 
-def coco_ground_truth(content: dict[str, Any]) -> COCO:
-    """COCO's index of an annotation file's content; adds area and iscrowd where they are absent."""
-    truth = COCO(content)
-    for annotation in truth.anns.values():
-        annotation.setdefault("iscrowd", 0)
+@dataclass(frozen=True)
+class GroundTruth:
+    """Annotations as COCO's evaluation needs them: images, classes and objects numbered from 1.
+
+    COCO's evaluation takes an object 0 for none, and ids beyond 2**53 for one another.
+    """
+
+    index: COCO
+    image_of: dict[int, int]
+    """Number of each image id."""
+    category_of: dict[int, int]
+    """Number of each category id."""
+
+
+def coco_ground_truth(content: dict[str, Any]) -> GroundTruth:
+    """Number the content of an annotation file, see ``DetectionData.ground_truth``.
+
+    Args:
+        content: ``images``, ``annotations`` and ``categories``. The ids of annotations are not
+            used. An absent ``iscrowd`` is 0, an absent ``area`` is that of the mask or the box.
+
+    Returns:
+        The ground truth.
+    """
+    image_of = {image["id"]: k for k, image in enumerate(content["images"], start=1)}
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    category_of = {category["id"]: k for k, category in enumerate(categories, start=1)}
+    annotations = [
+        {
+            **annotation,
+            "id": k,
+            "image_id": image_of[annotation["image_id"]],
+            "category_id": category_of[annotation["category_id"]],
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+        }
+        for k, annotation in enumerate(content["annotations"], start=1)
+    ]
+    truth = COCO(
+        {
+            "images": [{**image, "id": image_of[image["id"]]} for image in content["images"]],
+            "annotations": annotations,
+            "categories": [{**c, "id": category_of[c["id"]]} for c in categories],
+        }
+    )
+    for annotation in annotations:
         if "area" in annotation:
             continue
         if annotation.get("segmentation"):
             annotation["area"] = float(coco_mask.area(truth.annToRLE(annotation)))
         else:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-    return truth
+    return GroundTruth(truth, image_of, category_of)
 
 
 def coco_metrics(
-    truth: COCO,
+    truth: GroundTruth,
     results: list[dict[str, Any]],
     *,
     masks: bool,
@@ -163,7 +213,7 @@ def coco_metrics(
 
     Args:
         truth: the annotations.
-        results: COCO's result format, with the annotation file's category ids.
+        results: COCO's result format, with the image and category ids of the annotation file.
         masks: also ``segm``. Its size classes of unmatched detections go by box area, as
             pycocotools' ``loadRes`` has it for results with both boxes and masks.
         max_detections: maximum detections per image, the best first (100 in COCO's definition).
@@ -177,18 +227,26 @@ def coco_metrics(
     metrics: Metrics = {}
     curves: dict[str, PrecisionRecall] = {}
     per_class: dict[str, dict[str, dict[str, float]]] = {}
-    # loadRes writes into what it is given.
-    detections = truth.loadRes([dict(result) for result in results])
+    # Copies, since loadRes writes into what it is given.
+    numbered = [
+        {
+            **result,
+            "image_id": truth.image_of[result["image_id"]],
+            "category_id": truth.category_of[result["category_id"]],
+        }
+        for result in results
+    ]
+    detections = truth.index.loadRes(numbered)
     for kind in ("bbox", "segm") if masks else ("bbox",):
-        evaluation = COCOeval_faster(truth, detections, kind, print_function=lambda *_: None)
+        evaluation = COCOeval_faster(truth.index, detections, kind, print_function=lambda *_: None)
         evaluation.params.maxDets = sorted({1, min(10, max_detections), max_detections})
         if image_ids is not None:
-            evaluation.params.imgIds = list(image_ids)
+            evaluation.params.imgIds = [truth.image_of[image] for image in image_ids]
         evaluation.evaluate()
         evaluation.accumulate()
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         metrics[kind] = _precisions(precision) | _recalls(recall, evaluation.params.maxDets)
-        names = [truth.cats[category]["name"] for category in evaluation.params.catIds]
+        names = [truth.index.cats[category]["name"] for category in evaluation.params.catIds]
         for k, name in enumerate(names):
             per_class.setdefault(name, {})[kind] = _precisions(precision[:, :, [k]])
         scores = evaluation.eval["scores"][:, :, :, 0, -1]

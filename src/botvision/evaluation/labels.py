@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from botvision.data.categories import Categories
 from botvision.data.detection import DetectionData
 from botvision.errors import UserError
+from botvision.text import printable
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,9 @@ class LabelMap:
         """Say what is not common; empty if all is."""
         lines = []
         if self.only_model:
-            lines.append(
-                f"classes of the model that the data lacks, left out: {', '.join(self.only_model)}"
-            )
+            names = ", ".join(map(printable, self.only_model))
+            lines.append(f"classes of the model that the data lacks, left out: {names}")
         if self.only_data:
-            lines.append(
-                f"classes of the data that the model lacks, counted as missed: "
-                f"{', '.join(self.only_data)}"
-            )
+            names = ", ".join(map(printable, self.only_data))
+            lines.append(f"classes of the data that the model lacks, counted as missed: {names}")
         return "\n".join(lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from botvision.files import write_text
+from botvision.files import make_folder, write_text
 
 RECALLS = np.linspace(0, 1, 101)
 # Of COCO's ten thresholds, 0.50 to 0.95, those that a curve is the mean over.
@@ -81,7 +81,7 @@ def write_precision_recall(folder: Path, curves: Mapping[str, PrecisionRecall]) 
     Returns:
         The path of the file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(["kind", "class", "iou", "recall", "precision", "score"])

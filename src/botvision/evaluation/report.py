@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from botvision.evaluation.evaluator import Metrics
-from botvision.files import write_text
+from botvision.files import make_folder, write_text
+from botvision.terminal import cell, print_text
 
 _TITLES = {"bbox": "box", "segm": "mask"}
 # Longer lists of classes are left to metrics.json.
@@ -19,7 +20,7 @@ _CLASSES_SHOWN = 20
 
 def write_results(folder: Path, results: list[dict[str, Any]]) -> Path:
     """Write ``results.json`` in COCO's result format."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / "results.json"
     write_text(path, json.dumps(results))
     return path
@@ -34,7 +35,8 @@ def print_limit(console: Console, images: int, of: int) -> None:
         of: number of images of the split.
     """
     if images < of:
-        console.print(f"limit: {images:,} of the {of:,} images, a quick look drawn at random")
+        line = f"limit: {images:,} of the {of:,} images, a quick look drawn at random"
+        print_text(console, line)
 
 
 def print_metrics(console: Console, metrics: Metrics) -> None:
@@ -53,7 +55,7 @@ def print_metrics(console: Console, metrics: Metrics) -> None:
     for name, values in classes.items():
         for kind in kinds:
             cells = (_number(values[kind][metric]) for metric in names)
-            table.add_row(name if kind == kinds[0] else "", _TITLES[kind], *cells)
+            table.add_row(cell(name if kind == kinds[0] else ""), _TITLES[kind], *cells)
     console.print(table, soft_wrap=False)
 
 

@@ -21,6 +21,7 @@ from botvision.attention.position import (
 )
 from botvision.errors import UserError
 from botvision.models.structure import new_parts
+from botvision.text import printable
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class WeightsReport:
     def __str__(self) -> str:
         resized = f", {len(self.resized)} position tables resized" if self.resized else ""
         return (
-            f"weights of {self.file}: {len(self.loaded)} tensors loaded{resized}\n"
-            f"  new, drawn at random: {', '.join(self.new) or 'none'}\n"
-            f"  in the file, not used: {', '.join(self.ignored) or 'none'}"
+            f"weights of {printable(self.file)}: {len(self.loaded)} tensors loaded{resized}\n"
+            f"  new, drawn at random: {', '.join(map(printable, self.new)) or 'none'}\n"
+            f"  in the file, not used: {', '.join(map(printable, self.ignored)) or 'none'}"
         )
 
 

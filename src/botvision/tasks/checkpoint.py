@@ -29,6 +29,7 @@ from botvision.data.categories import Categories
 from botvision.detection import Detector, build_detector
 from botvision.environment import versions
 from botvision.errors import UserError
+from botvision.files import atomic
 from botvision.models import check_model_args, create_model
 from botvision.training.fsdp import whole_tensors
 
@@ -272,9 +273,8 @@ def save_model(model: nn.Module, spec: ModelSpec, path: Path, writes: bool = Tru
     tensors = {k: v.detach().cpu().contiguous() for k, v in whole_tensors(model).items()}
     if not writes:
         return
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"botvision": text})
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"botvision": text})
 
 
 def load_model(

@@ -33,6 +33,7 @@ from botvision.data.samplers import sample_images
 from botvision.device import Process, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.classification import ClassificationEvaluator
+from botvision.files import make_folder
 from botvision.models import load_weights
 from botvision.tasks.checkpoint import ClassifierSpec, save_model
 from botvision.tasks.task import EvaluationPass, choose_split
@@ -157,6 +158,11 @@ class ClassificationTraining:
         if "train" not in splits:
             raise UserError(f"{config.data}: has no training split, only {', '.join(splits)}")
         self.train = splits["train"](None)
+        if len(self.train.classes) < 2:
+            raise UserError(
+                f"{self.train.summary()}; a classifier needs at least two classes, so add a "
+                "folder or label of another one"
+            )
         self.held_out = next((name for name in ("val", "test") if name in splits), "")
         self.val = splits[self.held_out](self.train.classes) if self.held_out else None
         self.images = len(self.train)
@@ -239,7 +245,7 @@ def _validation(
     )
 
     def draw(folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         draw_confusion(evaluator.classes, evaluator.confusion, folder / "confusion.png")
 
     facts = {"split": split, "images": len(chosen), "images_in_split": len(data)}

@@ -16,12 +16,14 @@ from botvision.data.detection import DetectionData
 from botvision.data.formats import detection_splits
 from botvision.data.transforms import CropResizeFlip, fit_image
 from botvision.detection import Detector
+from botvision.files import make_folder
 from botvision.tasks.load import DetectionModel, load
 from botvision.tasks.train import train
-from botvision.terminal import terminal
+from botvision.terminal import print_text, terminal
 from botvision.training.run import Run
 from botvision.visualize.attention import attention_figure
 from botvision.visualize.curves import plot_curves
+from botvision.visualize.figures import save_image
 from botvision.visualize.overlays import contact_sheet, draw_instances
 
 _IMAGES_SHOWN = 6
@@ -54,20 +56,20 @@ def demo(
     run = train(data, recipe=recipe, out=out, resume=True, console=console, **settings)
     model = load(run)
     assert isinstance(model, DetectionModel)
-    val = detection_splits(data)["val"]()
-    run.predictions.mkdir(exist_ok=True)
+    val = detection_splits(data)["val"](None)
+    make_folder(run.predictions)
     counts = [len(val.objects(index).boxes) for index in range(len(val))]
     busiest = sorted(range(len(val)), key=lambda index: -counts[index])[:_IMAGES_SHOWN]
     overlays = run.predictions / "overlays.png"
     rows = [_overlays(model, val, index) for index in busiest]
     plot_curves(run.events_file, run.plots)
-    contact_sheet(rows, ["image", "ground truth", "prediction"]).save(overlays)
-    _attention(model, val, busiest[0]).save(run.plots / "attention.png")
+    save_image(contact_sheet(rows, ["image", "ground truth", "prediction"]), overlays)
+    save_image(_attention(model, val, busiest[0]), run.plots / "attention.png")
     metrics = run.metrics
     ap50 = metrics["segm"]["AP50"]
-    console.print(f"mask AP50 {ap50:.3f} on {metrics['images']} unseen images; pictures:")
+    print_text(console, f"mask AP50 {ap50:.3f} on {metrics['images']} unseen images; pictures:")
     for path in (overlays, *sorted(run.plots.glob("*.png"))):
-        console.print(f"  {path}")
+        print_text(console, f"  {path}")
     return run
 
 

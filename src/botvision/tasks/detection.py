@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,7 @@ class DetectionModule(DetectionInference):
         losses: dict[str, Tensor] = self.detector(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
-            ids = list(self.data.image_ids)
-            indices = [ids.index(int(target["image_id"])) for target in targets]
-            files = ", ".join(self.data.image_name(index) for index in indices)
+            files = ", ".join(self.data.image_name(int(target["index"])) for target in targets)
             parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
             raise UserError(
                 f"the loss is not finite at step {self.global_step} ({parts}) on the images "
@@ -181,14 +179,15 @@ class DetectionTraining:
                 f"{config.data}: has no training split, only {', '.join(splits)}; name its "
                 "annotation file annotations/instances_train.json"
             )
-        self.train = splits["train"]()
-        self.val = splits["val"]() if "val" in splits else None
+        self.train = splits["train"](config.task)
+        self.val = splits["val"](config.task) if "val" in splits else None
         self.images = len(self.train)
+        if self.train.num_objects == 0:
+            raise UserError(f"{self.train.name}: has no objects to train on; add annotations to it")
         there = [split for split in (self.train, self.val) if split is not None]
         self.categories = merge_categories(*there)
         self.summary = [*(split.summary() for split in there), str(self.categories)]
-        masks = all(split.has_masks for split in there)
-        self.task: DetectionTask = config.task or ("segmentation" if masks else "detection")
+        self.task: DetectionTask = config.task or _task_of(there)
         self.config = dataclasses.replace(config, task=self.task)
         self.impl, self.box_head = impl, box_head
 
@@ -246,6 +245,23 @@ class DetectionTraining:
                 },
             },
         )
+
+
+def _task_of(splits: Sequence[DetectionData]) -> DetectionTask:
+    """Return segmentation if all objects have masks, and detection if none has one.
+
+    Raises:
+        UserError: only some of the objects have masks.
+    """
+    objects = sum(split.num_objects or 0 for split in splits)
+    absent = objects - sum(split.num_masks or 0 for split in splits)
+    if 0 < absent < objects:
+        without = next(split for split in splits if not split.has_masks)
+        raise UserError(
+            f"{without.name}: {absent:,} of {objects:,} objects have no mask; `task` detection "
+            f"uses all boxes, `task` segmentation leaves {absent:,} objects without a mask out"
+        )
+    return "segmentation" if all(split.has_masks for split in splits) else "detection"
 
 
 def _check(config: DetectionConfig) -> None:
@@ -333,7 +349,7 @@ def detection_pass(
     )
     splits = detection_splits(data)
     name = choose_split([*splits], config.split, str(data))
-    split = splits[name]()
+    split = splits[name](spec.task)
     validation = _validation(
         split,
         name,

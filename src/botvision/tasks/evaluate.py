@@ -23,7 +23,7 @@ from botvision.tasks.classification import classification_pass
 from botvision.tasks.detection import detection_pass
 from botvision.tasks.load import DetectionModel, check_batch_size, load
 from botvision.tasks.task import refuse_options_of_the_other_task
-from botvision.terminal import terminal
+from botvision.terminal import print_text, terminal
 from botvision.training.callbacks import Evaluation
 from botvision.training.run import Run
 from botvision.training.trainer import evaluation_trainer
@@ -81,7 +81,7 @@ def evaluate(
         one = classification_pass(model.module, model.spec, source, config)
     first, *more = one.summary
     for line in (f"{first}, {model.device}, precision {model.precision}", *more):
-        console.print(line)
+        print_text(console, line)
     facts = one.validation.facts
     print_limit(console, facts["images"], facts["images_in_split"])
     evaluation = Evaluation([one.validation.evaluator, *evaluators])
@@ -96,5 +96,5 @@ def evaluate(
     for evaluator in evaluation.evaluators:
         evaluator.report(folder.predictions, console)
     one.validation.draw(folder.plots)
-    console.print(f"written to {folder.metrics_file}")
+    print_text(console, f"written to {folder.metrics_file}")
     return evaluation.metrics

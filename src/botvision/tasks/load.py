@@ -18,6 +18,7 @@ from botvision.attention.products import exact_products
 from botvision.config import Device, Dtype, Precision
 from botvision.data.classification import eval_transform, readable_names
 from botvision.data.images import open_image
+from botvision.data.listing import is_image
 from botvision.detection import Detector
 from botvision.detection.inference import check_limits, detect
 from botvision.detection.tta import TTA
@@ -275,8 +276,7 @@ def _open_each(files: Iterable[Path], on_error: OnError | None) -> Iterator[_Ope
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    endings = Image.registered_extensions()
-    inside = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+    inside = sorted(file for file in path.iterdir() if is_image(file.name))
     if not inside:
         raise UserError(f"{path}: no image files in this folder")
     return inside

@@ -110,9 +110,7 @@ def _classes(resolved: Mapping[str, Any]) -> Sequence[str]:
     return list(categories.values()) if categories else list(resolved.get("classes", ()))
 
 
-def _changed_data(
-    before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
-) -> Iterator[str]:
+def _changed_data(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Iterator[str]:
     """Describe how the splits differ; nothing for a run that has not recorded its data."""
     if not before or not now:
         return

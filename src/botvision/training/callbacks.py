@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from botvision.evaluation.evaluator import Evaluator, Metrics, TaskEvaluator
 from botvision.training.run import Run
 
+
 def ends_inside_a_step(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether more parts of a step follow after this batch."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches != 0

@@ -51,7 +51,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # compares the checksums of all entries
         if damaged is None:
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            content: dict[str, Any] = torch.load(
+                path, map_location="cpu", mmap=True, weights_only=True
+            )
             if {"global_step", "state_dict", "callbacks"} <= content.keys():
                 return content
     except (

@@ -37,7 +37,9 @@ def in_one_line(config: TrainConfig, folder: Path) -> Iterator[None]:
                 f"{config.accumulate}), which computes the same step in smaller parts, lower "
                 f"`batch_size` (now {config.batch_size}){',' * bool(checkpointing)}{checkpointing}"
             ) from error
-        ended = re.search(r"DataLoader worker \(pid.*?\) (?:exited|is killed by signal: ([\w ]+))", text)
+        ended = re.search(
+            r"DataLoader worker \(pid.*?\) (?:exited|is killed by signal: ([\w ]+))", text
+        )
         if ended:
             reason = f" ({ended[1].lower().strip()})" if ended[1] else ""
             raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from botvision.errors import UserError
 
@@ -30,14 +30,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
         UserError: another process holds it, or the folder is read-only.
     """
     file = folder / ".lock"
-    lock = FileLock(file)
+    lock: BaseFileLock = FileLock(file)
     try:
         try:
             lock.acquire(timeout=0)
         except Timeout:
             holder = _holder(file)
             lock.acquire(timeout=0 if holder else _ORPHANS)
-        if not isinstance(lock, SoftFileLock):  # which has written the same lines
+        # A file system without locks has a lock that consists of the same lines.
+        if not isinstance(lock, SoftFileLock):
             file.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
     except Timeout as error:
         raise UserError(

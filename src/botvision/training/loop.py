@@ -137,7 +137,8 @@ def fit(
         callbacks.append(evaluation)
     processes.start(config.devices)
     control = RunControl(config, run, steps, signals, evaluation, begin)
-    trainer = training_trainer(config, run, steps, callbacks, control)
+    average = EMAWeightAveraging(decay=config.ema_decay) if config.ema_decay else None
+    trainer = training_trainer(config, run, steps, callbacks, average, control)
     if config.compile:
         # A detector's heads see another number of proposals every time.
         getattr(training.model, "backbone", training.model).compile()
@@ -152,10 +153,8 @@ def fit(
                 ckpt_path=run.checkpoint if start else None,
                 weights_only=True,
             )
-    if start >= steps > 0:
-        for callback in trainer.callbacks:
-            if isinstance(callback, EMAWeightAveraging):
-                callback.on_train_end(trainer, training.module)
+    if start >= steps > 0 and average is not None:
+        average.on_train_end(trainer, training.module)
     stop = trainer.global_step
     signals.stopped_at(stop, steps)
     signals.raise_if_received()

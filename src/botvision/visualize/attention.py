@@ -1,7 +1,6 @@
 """Where a query cell of an attention layer looks, drawn over the image."""
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import matplotlib
 import numpy as np
@@ -13,6 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from botvision.errors import UserError
+from botvision.text import printable
+from botvision.visualize.figures import figure_image
 
 DPI = 160
 PANEL_INCHES = 2.0
@@ -77,15 +78,13 @@ def attention_figure(
         peak = float(maps.max())
         norm = PowerNorm(0.5, vmin=0, vmax=peak, clip=True)
         panels[0].imshow(np.asarray(small))
-        panels[0].set_ylabel(name, fontsize=9.5, color=INK)
+        panels[0].set_ylabel(printable(name), fontsize=9.5, color=INK)
         for axes, weight in zip(panels[1:], maps, strict=True):
             axes.imshow(_overlay(small, weight, norm))
         for axes in panels:
             _mark(axes, x * scale, y * scale)
         _color_bar(figure, panels[-1], norm, peak)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return Image.open(buffer).convert("RGB")
+    return figure_image(figure, DPI)
 
 
 def _panels(rows: int, columns: int, aspect: float) -> tuple[Figure, list[list[Axes]]]:

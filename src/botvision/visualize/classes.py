@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,13 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from botvision.text import shortened
 from botvision.visualize.curves import DPI, INK, LABEL_POINTS
+from botvision.visualize.figures import figure_image, save_figure
 
 COLUMNS = 4
 _THUMBNAIL = 256
+_NAME_LENGTH = 28
 # With more classes the names no longer fit the axes.
 NAMED_CLASSES = 40
 
@@ -56,14 +58,12 @@ def prediction_sheet(
         names = [name for name, _ in classes]
         bars.barh(range(len(names)), [p for _, p in classes], color="#a9c4ff", height=0.82)
         for place, (name, probability) in enumerate(classes):
-            text = f"{name[:28]}  {probability:.1%}"
+            text = f"{shortened(name, _NAME_LENGTH)}  {probability:.1%}"
             bars.text(0.02, place, text, va="center", fontsize=LABEL_POINTS, color=INK)
         bars.set_xlim(0, 1)
         bars.set_ylim(4.6, -0.6)
         bars.set_axis_off()
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI * 0.75)
-    return Image.open(buffer).convert("RGB")
+    return figure_image(figure, DPI * 0.75)
 
 
 def draw_confusion(classes: Sequence[str], confusion: npt.ArrayLike, path: Path) -> None:
@@ -85,11 +85,12 @@ def draw_confusion(classes: Sequence[str], confusion: npt.ArrayLike, path: Path)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("true", color=INK)
     if named:
-        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=LABEL_POINTS)
-        axes.set_yticks(range(len(classes)), classes, fontsize=LABEL_POINTS)
+        names = [shortened(name, _NAME_LENGTH) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=LABEL_POINTS)
+        axes.set_yticks(range(len(classes)), names, fontsize=LABEL_POINTS)
     if len(classes) <= 12:
         for (row, column), share in np.ndenumerate(shares):
             color = "white" if share > 0.5 else INK
             text = f"{share:.0%}" if share >= 0.005 else ""
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, DPI)

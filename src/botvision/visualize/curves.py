@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from botvision.errors import UserError
+from botvision.files import make_folder
+from botvision.text import shortened
+from botvision.visualize.figures import save_figure
 
 DPI = 160
 INK = "#333333"
@@ -66,9 +69,9 @@ def plot_curves(events: Path, folder: Path) -> list[Path]:
     if not train:
         raise UserError(f"{events}: has no train event to draw; train for at least one logged step")
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = [folder / "loss.png"]
-    _loss_figure(train).savefig(written[0], dpi=DPI)
+    save_figure(_loss_figure(train), written[0], DPI)
     for name, label, curves in (
         ("ap.png", "average precision", AP_CURVES),
         ("accuracy.png", "accuracy", ACCURACY_CURVES),
@@ -78,7 +81,7 @@ def plot_curves(events: Path, folder: Path) -> list[Path]:
         ]
         if drawn:
             written.append(folder / name)
-            _evaluation_figure(drawn, curves, label).savefig(written[-1], dpi=DPI)
+            save_figure(_evaluation_figure(drawn, curves, label), written[-1], DPI)
     return written
 
 
@@ -90,7 +93,7 @@ def _read_events(path: Path) -> list[Event]:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(record, dict) and "event" in record and "step" in record:
+            if isinstance(record, dict) and "event" in record and type(record.get("step")) is int:
                 records.append(record)
     return records
 
@@ -118,7 +121,7 @@ def _loss_figure(train: list[Event]) -> Figure:
         smooth = _running_mean(values)
         losses.plot(steps, values, color=color, alpha=0.15, linewidth=0.7)
         losses.plot(steps, smooth, marker, color=color, linewidth=1.4 if index else 1.9)
-        name = key.removeprefix("loss_").replace("_", " ") if index else "total"
+        name = shortened(key.removeprefix("loss_"), 20).replace("_", " ") if index else "total"
         ends.append((name, color, _last(smooth)))
     # The parts differ by orders of magnitude, so a linear scale would show the total alone.
     losses.set_yscale("log")
@@ -173,8 +176,9 @@ def _evaluation_figure(evaluations: list[Event], curves: tuple[Curve, ...], labe
 
 
 def _column(events: list[Event], key: str) -> Values:
-    """Return one key's values, NaN where an event lacks it."""
-    return np.array([event.get(key) for event in events], dtype=np.float64)
+    """Return one key's values, NaN where an event has no number."""
+    values = [event.get(key) if isinstance(event, dict) else None for event in events]
+    return np.array([v if isinstance(v, int | float) else np.nan for v in values], dtype=np.float64)
 
 
 def _running_mean(values: Values) -> Values:

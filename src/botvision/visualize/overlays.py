@@ -8,11 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont, ImageOps
 
+from botvision.text import printable
+
 SHORTEST_SIDE = 480
 LONGEST_ENLARGED_SIDE = 4096
 CROWD = 40
 FILL_OPACITY = 0.35
 CELL_SIDE = 640
+# No longer text fits an image, and measuring it takes time.
+_LONGEST_TEXT = 1000
 
 # Next to each other in the list means far apart in hue and lightness, since neighbors in an
 # image often have neighboring indices.
@@ -119,7 +123,7 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) 
     font = _font(header // 2)
     for column, title in enumerate(titles):
         left = gap + column * (width + gap)
-        text = _shorten(title, font, width)
+        text = _shorten(printable(title), font, width)
         draw.text((left + width / 2, header / 2), text, fill="#222222", font=font, anchor="mm")
         for row, pictures in enumerate(fitted):
             picture = pictures[column]
@@ -150,10 +154,11 @@ def _enlargement(size: tuple[int, int]) -> int:
 
 
 def _tag_texts(labels: Sequence[str], scores: npt.ArrayLike | None) -> list[str]:
+    names = [printable(label) for label in labels]
     if scores is None:
-        return list(labels)
+        return names
     values = np.asarray(scores, dtype=np.float64)
-    return [f"{label} {score:.2f}" for label, score in zip(labels, values, strict=True)]
+    return [f"{name} {score:.2f}" for name, score in zip(names, values, strict=True)]
 
 
 def _paint_masks(
@@ -249,8 +254,10 @@ def _draw_tags(
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if font.getlength(text) <= width:
+    longest = text[:_LONGEST_TEXT]
+    if font.getlength(longest) <= width and longest == text:
         return text
+    text = longest
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"

@@ -11,7 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
 from botvision.evaluation.precision_recall import RECALLS, PrecisionRecall
+from botvision.files import make_folder
+from botvision.text import shortened
 from botvision.visualize.curves import DPI, INK, LABEL_POINTS, PARTS, TOTAL, Values, tidy
+from botvision.visualize.figures import save_figure
 
 # Name and, where no class is drawn beside it, color: as in the curves of a training.
 KINDS = {"bbox": ("boxes", "#0072b2"), "segm": ("masks", "#d55e00")}
@@ -38,9 +41,9 @@ def plot_precision_recall(curves: Mapping[str, PrecisionRecall], folder: Path) -
     for axes, (kind, curve) in zip(panels, curves.items(), strict=True):
         _draw(axes, curve, *KINDS[kind])
     panels[0].set_ylabel("precision", color=INK)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / "precision_recall.png"
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, DPI)
     return path
 
 
@@ -48,10 +51,10 @@ def _draw(axes: Axes, curve: PrecisionRecall, title: str, color: str) -> None:
     count = len(curve.classes)
     drawn = curve.classes if 1 < count <= len(PARTS) else ()
     of = "no objects" if not count else f"mean over {count} classes"
-    of = _short(curve.classes[0]) if count == 1 else of
+    of = shortened(curve.classes[0], _NAME_LENGTH) if count == 1 else of
     axes.set_title(f"{title}: {of}", color=INK, fontsize=LABEL_POINTS + 1.5, loc="left")
-    for index, name in enumerate(drawn):
-        _line(axes, curve.of_class("0.50", index), _short(name), PARTS[index], "-", 1.2)
+    for index, name in enumerate(shortened(name, _NAME_LENGTH) for name in drawn):
+        _line(axes, curve.of_class("0.50", index), name, PARTS[index], "-", 1.2)
     for iou, style in STYLES.items() if count else ():
         name = f"mean, IoU {iou}" if drawn else f"IoU {iou}"
         _line(axes, curve.mean(iou), name, TOTAL if drawn else color, style, 1.9)
@@ -80,7 +83,3 @@ def _line(
     axes.plot(
         RECALLS[:end], precision[:end], color=color, linestyle=style, linewidth=width, label=label
     )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
