@@ -1,6 +1,7 @@
 """A run that is killed at any point and resumed equals an uninterrupted run."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from botvision.cli.main import main
+from botvision.data.samplers import StepBatches
 from killed import run_and_kill
 from tiny import TINY_SETTINGS
 
@@ -74,14 +76,18 @@ def assert_same_run(out, uninterrupted):
     assert got["global_step"] == want["global_step"] == STEPS
     assert_same(got["state_dict"], want["state_dict"])
     assert_same(got["optimizer_states"], want["optimizer_states"])
-    train_events = [e for e in events(out) if e["event"] == "train"]
-    assert train_events == [e for e in events(uninterrupted) if e["event"] == "train"]
-    assert (out / "best.safetensors").exists()
+    assert [e for e in events(out) if e["event"] != "end"] == [
+        e for e in events(uninterrupted) if e["event"] != "end"
+    ]
+    for name in ("best.safetensors", "metrics.json"):
+        assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
 def test_killed_twice_and_resumed(tiny_data, tmp_path, uninterrupted):
+    """First after the evaluation of step 4 was logged and before its weights were saved."""
     out = tmp_path / "run"
     train_and_kill(5, tiny_data, out)
+    assert state(out)["callbacks"]["Evaluation"]["best"] == -math.inf
     train_and_kill(9, tiny_data, out, "--resume")
     train(tiny_data, out, "--resume")
     assert_same_run(out, uninterrupted)
@@ -163,3 +169,25 @@ def test_a_broken_checkpoint_is_named(tiny_data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(tiny_data, out, "--resume")
     assert "last.ckpt: not a readable checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
+def test_another_accumulate_trains_on_the_next_images(
+    tiny_data, tmp_path, before, after, monkeypatch
+):
+    keys = []
+
+    def batches(self):
+        for batch in ITER(self):
+            keys.extend(batch)
+            yield batch
+
+    ITER = StepBatches.__iter__  # noqa: N806
+    monkeypatch.setattr(StepBatches, "__iter__", batches)
+    for name, limits in (("whole", [4]), ("resumed", [2, 4])):
+        for limit in limits:
+            accumulate = before if limit == limits[0] else after
+            steps = ["--max-steps", str(limit), "--accumulate", str(accumulate)]
+            train(tiny_data, tmp_path / name, *steps, *(["--resume"] * (limit != limits[0])))
+    assert len(keys) == 2 * 4 * 3
+    assert keys[12:] == keys[:12]

@@ -102,10 +102,8 @@ def training_config(
     if resume:
         if settings.get("out") is None:
             raise UserError("requires `out`, the run folder to continue", parameter="resume")
-        own = Run(settings["out"]).settings
+        own = _settings_before(Path(settings["out"]), settings)
         if own:
-            own["model_args"] = upgrade_model_args(own.get("model_args", {}))
-            own.setdefault("pixel_range", None)  # earlier versions had none
             layers.insert(0, own)
             recipe = None
     task = next((layer["task"] for layer in reversed(layers) if layer.get("task")), None)
@@ -124,6 +122,27 @@ def training_config(
         layers.insert(0, of_recipe)
     kind = ClassificationConfig if classifies else DetectionConfig
     return make_config(kind, *layers, {"data": name})
+
+
+def _settings_before(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that is resumed, without those that ``settings`` replace."""
+    own = Run(out).settings
+    if own:
+        own["model_args"] = upgrade_model_args(own.get("model_args") or {})
+        own.setdefault("pixel_range", None)  # earlier versions had none
+    # Otherwise the first of each would have no effect.
+    for name, other in (("epochs", "max_steps"), ("base_lr", "lr")):
+        if settings.get(name) is not None:
+            own.pop(other, None)
+    task, wanted = own.get("task"), settings.get("task")
+    if task and wanted and (task == "classification") != (wanted == "classification"):
+        raise UserError(
+            f"the run in {out} has {task}; leave it out to continue that run, or give another "
+            "`out`",
+            parameter="task",
+            value=wanted,
+        )
+    return own
 
 
 def _with_launcher(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:

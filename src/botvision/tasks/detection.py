@@ -211,6 +211,17 @@ class DetectionTraining:
         self.config = dataclasses.replace(config, task=self.task)
         self.impl, self.box_head = impl, box_head
 
+    @functools.cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The task, the categories by id, and a fingerprint of each split."""
+        splits = {"train": self.train, "val": self.val}
+        return {
+            "task": self.task,
+            "pixel_range": plain(self.config.pixel_range),
+            "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
+            "data": {k: fingerprint(split) for k, split in splits.items() if split is not None},
+        }
+
     def training(self, steps: int, process: Process) -> Training:
         """Build the detector, its data sets and its validation."""
         config, masks = self.config, self.task == "segmentation"
@@ -257,16 +268,7 @@ class DetectionTraining:
             validation=validation,
             save=functools.partial(save_model, detector, spec),
             summary=summary,
-            resolved={
-                "task": self.task,
-                "pixel_range": plain(spec.pixel_range),
-                "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
-                "data": {
-                    name: fingerprint(split)
-                    for name, split in (("train", self.train), ("val", self.val))
-                    if split is not None
-                },
-            },
+            resolved=self.resolved,
         )
 
 
