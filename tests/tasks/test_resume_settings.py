@@ -113,7 +113,7 @@ def test_explicit_settings_that_have_not_changed_are_no_difference(run, tiny_dat
 def test_the_recipe_does_not_replace_the_settings_of_the_run(run, tiny_data, capsys):
     lines = resume(capsys, tiny_data, run, "--recipe", "quick", "--max-steps", 9)
     (line,) = [line for line in lines if line.startswith("the settings of the run apply")]
-    assert "momentum" not in line and "image_size 64 (recipe: 256)" in line
+    assert "image_size 64 (recipe: " in line and "max_steps" not in line
 
 
 def copy(data, to, change):
@@ -172,6 +172,7 @@ def test_class_folders(tmp_path, capsys):
     data, run = write_classes(tmp_path / "data"), tmp_path / "run"
     settings = ["--model", "resnet18", "--image-size", "32", "--batch-size", "4", "--device", "cpu"]
     main(["train", str(data), *settings, "--max-steps", "1", "--out", str(run)])
+    capsys.readouterr()
     line = fail(capsys, "train", data, "--out", run, "--resume", "--image-size", 64)
     assert "--image-size 64: the run in" in line
     shutil.copy(data / "train/red/2.png", data / "train/red/200.png")
@@ -179,8 +180,8 @@ def test_class_folders(tmp_path, capsys):
     assert differences(lines) == "training data 12 images (was 11)"
     (data / "train/red").rename(data / "train/pink")
     (data / "val/red").rename(data / "val/pink")
+    capsys.readouterr()
     line = fail(capsys, "train", data, "--out", run, "--resume", "--max-steps", 3)
-    assert "class 3 is 'red'" not in line
     assert "is 'pink' and was 'red'" in line
 
 
