@@ -23,7 +23,7 @@ _PAGED = ("TIFF", "GIF", "PNG", "WEBP")
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image is."""
+    """Size, pixels and hash of one image."""
 
     name: str
     error: str | None
@@ -59,13 +59,15 @@ def inspect(data: Any, index: int) -> ImageFacts:
         The facts of the image.
     """
     name = data.image_name(index) if hasattr(data, "image_name") else f"image {index}"
+    file = data.image_file(index) if hasattr(data, "image_file") else None
     try:
         image = data.image(index) if isinstance(data, DetectionData) else data[index][0]
     except UserError as error:
-        return ImageFacts(name, str(error).removeprefix(f"{name}: "))
+        reason = str(error).removeprefix(f"{file}: ").removeprefix(f"{name}: ")
+        return ImageFacts(name, reason.replace(f" '{file}'", ""))
     stored, mode, pages = image, image.mode, 1
-    if hasattr(data, "image_file"):
-        with contextlib.suppress(*DECODE_ERRORS), Image.open(data.image_file(index)) as opened:
+    if file is not None:
+        with contextlib.suppress(*DECODE_ERRORS), Image.open(file) as opened:
             mode = opened.mode
             # Other formats have further pictures of the same content, such as previews.
             pages = getattr(opened, "n_frames", 1) if opened.format in _PAGED else 1

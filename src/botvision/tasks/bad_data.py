@@ -19,7 +19,7 @@ S = TypeVar("S")
 
 
 class BadData:
-    """What ``bad_data="skip"`` leaves out of a run, listed in its ``skipped.json``.
+    """The entries and images that a run leaves out, listed in its ``skipped.json``.
 
     A resumed run leaves out the same images, so they are not searched for again.
 

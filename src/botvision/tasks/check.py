@@ -45,7 +45,7 @@ _CLASSES = 12
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a data set contains, and what is probably wrong with it.
+    """The content of a data set, and what is probably wrong with it.
 
     Args:
         data: name of the data set.
