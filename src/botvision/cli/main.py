@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: without the program name; ``sys.argv`` by default.
 
     Raises:
-        SystemExit: with status 2 for wrong input, 130 after Ctrl-C.
+        SystemExit: with status 2 for wrong input, 130 after Ctrl-C, 143 after SIGTERM.
     """
     args = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in args
@@ -129,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options |= train.train_parser("classification").options()
         print(f"botvision {args[0]}: error: {_with_flags(error, options)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:  # a training run has printed where it stopped
+            print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -16,6 +16,7 @@ from botvision.data.annotations import NO_MASK, Annotations, Skipped, read_annot
 from botvision.data.detection import DetectionData, Objects
 from botvision.data.image_files import ImageFiles
 from botvision.data.images import DECODE_ERRORS, open_image
+from botvision.data.pixels import Pixels
 from botvision.data.segmentations import ABSENT
 from botvision.errors import UserError
 
@@ -83,6 +84,9 @@ class CocoData(DetectionData):
             the data, because only some objects have masks.
     """
 
+    pixels = Pixels()
+    """How images are read, which training, evaluation and prediction set."""
+
     def __init__(
         self, split: Split, images: Path, annotations: Annotations, task: DetectionTask | None
     ) -> None:
@@ -122,7 +126,7 @@ class CocoData(DetectionData):
     def image(self, index: int) -> Image.Image:
         """Read the image at `index`; raises UserError as `open_image`."""
         width, height = self.annotations.sizes[index].tolist()
-        return open_image(self.image_path(index), (width, height))
+        return open_image(self.image_path(index), (width, height), pixels=self.pixels)
 
     def without_images(self, images: Collection[int]) -> CocoData:
         """The split without the images at some indices and their objects."""

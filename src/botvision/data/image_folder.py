@@ -18,6 +18,7 @@ from botvision.data.listing import (
     opens,
     unicode_form,
 )
+from botvision.data.pixels import Pixels
 from botvision.errors import UserError
 
 
@@ -35,6 +36,9 @@ class ImageFolder:
     Raises:
         UserError: no images, a class without images, or a folder that is none of ``classes``.
     """
+
+    pixels = Pixels()
+    """How images are read, which training, evaluation and prediction set."""
 
     def __init__(self, folder: Path, classes: Sequence[str] | None = None) -> None:
         self.folder = folder
@@ -58,7 +62,7 @@ class ImageFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return open_image(self.files[index]), self.labels[index]
+        return open_image(self.files[index], pixels=self.pixels), self.labels[index]
 
     def image_name(self, index: int) -> str:
         """The path of the image at ``index``."""

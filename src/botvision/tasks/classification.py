@@ -26,6 +26,7 @@ from botvision.data.classification import (
     readable_names,
     train_transform,
 )
+from botvision.data.fingerprint import fingerprint
 from botvision.data.formats import ClassificationSource, classification_splits
 from botvision.data.loaders import eval_loader
 from botvision.data.samplers import sample_images
@@ -34,9 +35,10 @@ from botvision.errors import UserError
 from botvision.evaluation.classification import ClassificationEvaluator
 from botvision.files import make_folder
 from botvision.models import load_weights
+from botvision.settings import plain
 from botvision.tasks.bad_data import BadData
 from botvision.tasks.checkpoint import ClassifierSpec, save_model
-from botvision.tasks.task import EvaluationPass, choose_split
+from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.loop import Training, Validation
 from botvision.training.optimizer import make_optimizer, seed_batch
@@ -153,7 +155,7 @@ class ClassificationTraining:
         *,
         impl: Implementation | None = None,
     ) -> None:
-        self.config, self.impl = config, impl
+        self.impl = impl
         splits = classification_splits(data)
         if "train" not in splits:
             raise UserError(f"{config.data}: has no training split, only {', '.join(splits)}")
@@ -170,6 +172,7 @@ class ClassificationTraining:
             opener = splits[self.held_out]
             self.val = self.bad_data.open(self.held_out, lambda _: opener(self.train.classes))
         self.images = len(self.train)
+        self.config, self.notices = settle_pixels(config, self.train, self.val)
         if config.mixup or config.cutmix:
             parts = config.accumulate * config.devices * config.nodes
             if config.batch_size // parts % 2:
@@ -190,6 +193,7 @@ class ClassificationTraining:
         rates = {name: rate for name, rate in rates.items() if rate}
         model = spec.build(impl=self.impl, regularization=rates)
         summary = [data.summary() for data in (self.train, self.val) if data is not None]
+        summary += self.notices
         summary += self.bad_data.summary()
         if config.weights is not None:
             summary.append(str(load_weights(model, config.weights)))
@@ -218,7 +222,13 @@ class ClassificationTraining:
             resolved={
                 "task": "classification",
                 "image_size": spec.image_size,
+                "pixel_range": plain(spec.pixel_range),
                 "classes": list(spec.classes),
+                "data": {
+                    name: fingerprint(split)
+                    for name, split in (("train", self.train), (self.held_out, self.val))
+                    if split is not None
+                },
             },
         )
 
@@ -291,5 +301,8 @@ def classification_pass(
         process=Process(),
     )
     validation.facts["image_size"] = spec.image_size
-    summary = [f"{split.summary()}, seen at {spec.image_size} px"]
+    summary = [
+        f"{split.summary()}, seen at {spec.image_size} px",
+        *pixel_notices(split, spec.pixels),
+    ]
     return EvaluationPass(ClassificationInference(model, spec), validation, summary)

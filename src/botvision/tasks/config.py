@@ -104,6 +104,7 @@ def training_config(
         own = Run(settings["out"]).settings
         if own:
             own["model_args"] = upgrade_model_args(own.get("model_args", {}))
+            own.setdefault("pixel_range", None)  # earlier versions had none
             layers.insert(0, own)
             recipe = None
     task = next((layer["task"] for layer in reversed(layers) if layer.get("task")), None)

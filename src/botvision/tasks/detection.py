@@ -26,6 +26,7 @@ from botvision.data.detection import (
     collate,
     merge_categories,
 )
+from botvision.data.fingerprint import fingerprint
 from botvision.data.formats import DetectionSource, detection_splits
 from botvision.data.jitter import LargeScaleJitter
 from botvision.data.loaders import eval_loader
@@ -37,9 +38,10 @@ from botvision.detection.weights import load_detector_weights
 from botvision.device import Process, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.coco import CocoEvaluator
+from botvision.settings import plain
 from botvision.tasks.bad_data import BadData
 from botvision.tasks.checkpoint import DetectorSpec, save_model
-from botvision.tasks.task import EvaluationPass, choose_split
+from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
 from botvision.training.activation_checkpoint import recompute_blocks
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.loop import Training, Validation
@@ -204,6 +206,8 @@ class DetectionTraining:
             self.summary.append(f"run `botvision check {config.data}` to see what was left out")
         self.summary.append(str(self.categories))
         self.task: DetectionTask = config.task or _task_of(there)
+        config, notices = settle_pixels(config, self.train, self.val)
+        self.summary += notices
         self.config = dataclasses.replace(config, task=self.task)
         self.impl, self.box_head = impl, box_head
 
@@ -255,7 +259,13 @@ class DetectionTraining:
             summary=summary,
             resolved={
                 "task": self.task,
+                "pixel_range": plain(spec.pixel_range),
                 "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
+                "data": {
+                    name: fingerprint(split)
+                    for name, split in (("train", self.train), ("val", self.val))
+                    if split is not None
+                },
             },
         )
 
@@ -374,4 +384,5 @@ def detection_pass(
         process=Process(),
         batch_size=batch_size,
     )
-    return EvaluationPass(module, validation, [split.summary(), *validation.summary])
+    summary = [split.summary(), *pixel_notices(split, spec.pixels), *validation.summary]
+    return EvaluationPass(module, validation, summary)
