@@ -91,6 +91,18 @@ def _total(value: Any) -> float:
     return abs(value) if isinstance(value, int | float) else 0
 
 
+_PIXEL_RANGE: Rule = (
+    "two increasing numbers, or null",
+    lambda value: (
+        value is None
+        or (
+            isinstance(value, list)
+            and [type(number) in (int, float) and abs(number) < 1e38 for number in value]
+            == [True, True]
+            and value[0] < value[1]
+        )
+    ),
+)
 _FLAG: Rule = ("true or false", lambda value: type(value) is bool)
 _MODEL: Rules = {
     "model": _text(200),
@@ -101,6 +113,8 @@ _MODEL: Rules = {
         _is_model_args,
     ),
     "objects": _list(_one_of("impl", "box_head"), 0, 2),
+    "pixel_range": _PIXEL_RANGE,
+    "page": _whole(0, 1_000_000),
 }
 _DETECTOR: Rules = {
     **_MODEL,
@@ -137,7 +151,7 @@ _CLASSIFIER: Rules = {
     "crop_share": _number(0.01, 1),
 }
 # Fields that files of earlier versions do not have.
-_OPTIONAL = {"objects"}
+_OPTIONAL = {"objects", "pixel_range", "page"}
 
 
 def check_card(card: Mapping[str, Any]) -> None:
