@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from botvision.data.annotations import Skipped
 from botvision.data.classification import ClassificationData
 from botvision.data.coco import CocoData
 from botvision.data.detection import DetectionData
 from botvision.data.inspection import ImageFacts, identical
-from botvision.data.object_checks import suspicious_objects
+from botvision.data.object_checks import suspicious_objects, without_mask
 
 Split = DetectionData | ClassificationData
 # Names that are listed after a finding.
@@ -93,10 +96,28 @@ def object_findings(split: str, data: CocoData) -> Iterator[Finding]:
     """Objects that are left out, or are probably wrong, see ``suspicious_objects``."""
     for kind, what, images in suspicious_objects(data):
         if len(images):
-            indices = dict.fromkeys(images.tolist())
-            names = tuple(data.image_name(index) for index in indices)
-            drawn = tuple((split, index) for index in indices)
-            yield Finding(kind, split, what, len(images), names, drawn)
+            yield _of_objects(kind, split, what, data, images)
+
+
+def mask_findings(splits: Mapping[str, Split]) -> Iterator[Finding]:
+    """Objects without a mask, if other objects of the data have one."""
+    data = {name: split for name, split in splits.items() if isinstance(split, CocoData)}
+    absent = {name: without_mask(split) for name, split in data.items()}
+    objects = sum(split.num_objects for split in data.values())
+    if 0 < sum(map(len, absent.values())) < objects:
+        for name, images in absent.items():
+            if len(images):
+                what = "objects without a mask, unlike others"
+                yield _of_objects("no mask", name, what, data[name], images)
+
+
+def _of_objects(
+    kind: str, split: str, what: str, data: CocoData, images: NDArray[np.int64]
+) -> Finding:
+    """The finding of objects by their images."""
+    indices = dict.fromkeys(images.tolist())
+    names = tuple(data.image_name(index) for index in indices)
+    return Finding(kind, split, what, len(images), names, tuple((split, i) for i in indices))
 
 
 def identical_findings(

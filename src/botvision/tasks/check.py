@@ -24,6 +24,7 @@ from botvision.data.findings import (
     class_findings,
     identical_findings,
     image_findings,
+    mask_findings,
     object_findings,
     skipped_findings,
 )
@@ -104,6 +105,8 @@ def check(
         findings += image_findings(name, facts[name])
         if isinstance(split, CocoData):
             findings += object_findings(name, split)
+    if config.task is None:
+        findings += mask_findings(splits)
     labels = {name: split.labels for name, split in splits.items() if hasattr(split, "labels")}
     findings += identical_findings(facts, labels)
     counts = {name: _counts(split, facts[name]) for name, split in splits.items()}
