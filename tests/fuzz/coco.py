@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from botvision.config import DetectionTask
-from botvision.data.annotations import Skipped
 from botvision.data.coco import Split, load_split
 from botvision.data.detection import DetectionDataset, merge_categories
 from botvision.data.jitter import LargeScaleJitter
+from botvision.data.skipped import Skipped
 from botvision.errors import UserError
 from botvision.evaluation.coco import coco_ground_truth, coco_metrics
 

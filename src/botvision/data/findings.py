@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from botvision.data.annotations import Skipped
 from botvision.data.classification import ClassificationData
 from botvision.data.coco import CocoData
 from botvision.data.detection import DetectionData
 from botvision.data.inspection import ImageFacts, identical
 from botvision.data.object_checks import suspicious_objects, without_mask
+from botvision.data.skipped import Skipped
 
 Split = DetectionData | ClassificationData
 # Names that are listed after a finding.

@@ -31,10 +31,8 @@ def suspicious_objects(data: CocoData) -> Iterator[tuple[str, str, NDArray[np.in
     )
     images = a.image_of()
     rows = np.flatnonzero(~a.crowd)
-    boxes, sizes = a.boxes[rows], a.sizes[images[rows]]
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    outside = ((low < -1) | (high > sizes + 1)).any(axis=1)
-    yield "outside", "boxes that reach out of their image", images[rows[outside]]
+    yield "outside", "boxes that reach out of their image", images[a.reaching_out]
+    boxes = a.boxes[rows]
     small = (boxes[:, 2:] < 1).any(axis=1)
     yield "small", "boxes less than a pixel wide or high", images[rows[small]]
     keys = np.column_stack((images[rows], a.category_ids[rows], boxes))

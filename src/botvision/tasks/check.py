@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import track
 
 from botvision.config import CheckConfig
-from botvision.data.annotations import Skipped
 from botvision.data.coco import CocoData, find_splits, load_split
 from botvision.data.detection import DetectionData
 from botvision.data.findings import (
@@ -33,6 +32,7 @@ from botvision.data.inspection import ImageFacts, inspect_all
 from botvision.data.object_checks import box_sides
 from botvision.data.pixel_survey import StoredImages, survey_pixels
 from botvision.data.pixels import Pixels
+from botvision.data.skipped import Skipped
 from botvision.data.sources import open_data, task_of
 from botvision.files import make_folder
 from botvision.settings import make_config
