@@ -10,13 +10,10 @@ from PIL import ExifTags, Image, ImageOps
 from botvision.data.pixels import Pixels, as_unsigned
 from botvision.errors import UserError
 
-# What Pillow's decoders raise on a file that is missing, cut off, broken, no image or far too big.
+# What Pillow raises for a file that is missing or no image, and its decoders for damaged content.
 DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
+    *(OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError),
+    *(RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError),
 )
 
 # Larger images are refused: a small file may describe one that fills the memory. This many pixels
@@ -60,7 +57,11 @@ def open_image(
     path = name or file
     _check_regular(file)
     try:
-        with _opened(file) as opened:
+        # Pillow warns of large images and of damaged metadata, which change nothing.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(file, formats=_FORMATS) as opened,
+        ):
             if pixels.page:
                 opened.seek(pixels.page)
             opened.load()
@@ -78,7 +79,11 @@ def open_image(
             raise UserError(
                 f"{path}: has no page {pixels.page}, counted from 0; give another `page`"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Pillow's own errors are these three. Others come from within.
+        words = (
+            str(error).splitlines() if isinstance(error, OSError | SyntaxError | ValueError) else []
+        )
+        reason = words[0] if words else "damaged"
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); replace or remove the file"
         ) from error
@@ -91,12 +96,6 @@ def open_image(
         f"{size[0]}x{size[1]}; use the images that were annotated, or correct the width and "
         "height in the annotation file"
     )
-
-
-def _opened(file: Path | BinaryIO) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file, formats=_FORMATS)
 
 
 def _check_regular(file: Path | BinaryIO) -> None:

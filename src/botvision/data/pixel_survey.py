@@ -1,4 +1,4 @@
-"""What the images of a data set contain: bits, values and pages, by a sample."""
+"""Bits, values and pages of the images of a data set, from a sample."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ImageFileList:
 
 @dataclass(frozen=True)
 class PixelSurvey:
-    """What a sample of images contains.
+    """Contents of a sample of images.
 
     Args:
         images: number of images whose headers were read.
@@ -126,9 +126,9 @@ class PixelSurvey:
 def survey_pixels(data: StoredImages, page: int = 0) -> PixelSurvey:
     """Read a sample of the images, the same in every call.
 
-    The headers of up to 500 images of each file extension are read, evenly spaced. Of those with
-    more than 8 bits, up to 100,000 pixels of each of up to 100 are read. Their range is from the
-    0.1 to the 99.9 percentile of these pixels, or the whole range if the two are equal.
+    The headers of up to 500 images of each file extension are read, evenly spaced, and up to
+    100,000 pixels of each of up to 100 images with more than 8 bits. Their range is from the 0.1 to
+    the 99.9 percentile of these pixels, or the whole range if the two are equal.
 
     Args:
         data: the images.

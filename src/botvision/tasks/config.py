@@ -13,6 +13,7 @@ from botvision.data.sources import task_of
 from botvision.device import Process, check_device_count, resolve_device, resolve_precision
 from botvision.errors import UserError
 from botvision.launcher import Launcher
+from botvision.models import check_model_args
 from botvision.settings import load_recipe, make_config, read_settings
 from botvision.tasks.checkpoint import upgrade_model_args
 from botvision.training.run import Run
@@ -118,7 +119,9 @@ def training_config(
         task = task or ("detection" if detects else "classification")
     classifies = task == "classification"
     if recipe is not None:
-        layers.insert(0, load_recipe(recipe, "classification" if classifies else "detection"))
+        of_recipe = load_recipe(recipe, "classification" if classifies else "detection")
+        _check_recipe(recipe, of_recipe, layers)
+        layers.insert(0, of_recipe)
     kind = ClassificationConfig if classifies else DetectionConfig
     return make_config(kind, *layers, {"data": name})
 
@@ -142,6 +145,26 @@ def _with_launcher(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
                 value=given,
             )
     return dataclasses.replace(config, devices=launcher.devices, nodes=launcher.nodes)
+
+
+def _check_recipe(
+    name: str, recipe: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise UserError if another model than the recipe's does not accept the recipe's arguments."""
+    given = {key: value for layer in layers for key, value in layer.items()}
+    if "model" not in given or "model_args" in given or "model_args" not in recipe:
+        return
+    try:
+        check_model_args(given["model"], recipe["model_args"])
+    except UserError as error:
+        if error.parameter != "model_args":
+            raise
+        raise UserError(
+            f"does not accept the arguments that recipe {name} sets ({error.message}); give its "
+            "own, such as {}, with `model_args`",
+            parameter="model",
+            value=given["model"],
+        ) from error
 
 
 def _check(config: TrainConfig) -> None:
