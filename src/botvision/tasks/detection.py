@@ -31,6 +31,7 @@ from botvision.data.formats import DetectionSource, detection_splits
 from botvision.data.jitter import LargeScaleJitter
 from botvision.data.loaders import eval_loader
 from botvision.data.samplers import sample_images
+from botvision.data.skipped import BadEntryError
 from botvision.detection import Detector
 from botvision.detection.inference import detect
 from botvision.detection.tta import TTA
@@ -190,11 +191,10 @@ class DetectionTraining:
         try:
             self.train = opened("train")
             self.val = opened("val") if "val" in splits else None
-        except UserError as error:
-            if not isinstance(data, str) or error.parameter is not None:
-                raise
+        except BadEntryError as error:
             raise UserError(
-                f"{error.message}; run `botvision check {data}` to list all errors of the data"
+                f"{error}; `botvision check {data}` lists all such errors, `bad_data` skip leaves "
+                "them out"
             ) from error
         self.images = len(self.train)
         if self.train.num_objects == 0:
@@ -202,8 +202,8 @@ class DetectionTraining:
         there = [split for split in (self.train, self.val) if split is not None]
         self.categories = merge_categories(*there)
         self.summary = [*(split.summary() for split in there), *self.bad_data.summary()]
-        if any(split.num_left_out for split in there):
-            self.summary.append(f"run `botvision check {config.data}` to see what was left out")
+        if any(split.num_suspicious for split in there):
+            self.summary.append(f"run `botvision check {config.data}` to see these objects")
         self.summary.append(str(self.categories))
         self.task: DetectionTask = config.task or _task_of(there)
         config, notices = settle_pixels(config, self.train, self.val)
