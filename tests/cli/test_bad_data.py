@@ -34,7 +34,8 @@ def train(capsys, root, out, *more):
 def test_an_error_names_the_command_that_lists_all(capsys, data, tmp_path):
     line = fail(capsys, "train", data, *TINY_SETTINGS, "--out", tmp_path / "run")
     assert "annotations[0] with the id 1: 'bbox' is \"1 2 3 4\"" in line
-    assert line.endswith(f"run `botvision check {data}` to list all errors of the data")
+    hint = f"`botvision check {data}` lists all such errors, --bad-data skip leaves them out"
+    assert line.endswith(hint)
 
 
 def test_what_cannot_be_read_is_listed_and_the_list_is_kept(capsys, data, tmp_path):

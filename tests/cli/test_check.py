@@ -164,6 +164,19 @@ def test_images_of_two_splits_and_classes_of_one_are_found(capsys, tmp_path):
     assert by_kind["untrained class"]["names"] == ["dog"]
 
 
+def test_masks_of_one_split_only_are_found(capsys, tmp_path):
+    folder(tmp_path)
+    val = content([annotation(1, segmentation=[])], images=1, categories=[(1, "cat")])
+    coco_files.write(tmp_path, val, "instances_val", "val")
+    noise = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "val" / "1.png")
+    status, report = check(capsys, tmp_path)
+    assert status == 1
+    (finding,) = report["findings"]
+    assert (finding["kind"], finding["split"], finding["count"]) == ("no mask", "val", 1)
+    assert check(capsys, tmp_path, "--task", "detection")[0] == 0
+
+
 def test_class_folders(capsys, tmp_path):
     rng = np.random.default_rng(0)
     for split in ("train", "val"):

@@ -106,3 +106,15 @@ def test_ids_of_any_kind_are_trained_on_evaluated_and_written(capsys, data):
     results = json.loads((out / "predictions" / "results.json").read_text())
     assert {r["image_id"] for r in results} <= {2**64 - i for i in range(1, 5)} and results
     assert {r["category_id"] for r in results} <= {5, 6, 7, 8}
+
+
+def test_boxes_in_another_format_are_counted_and_the_command_is_named(capsys, data):
+    def corners(content):
+        for annotation in content["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + width, y + height]
+
+    root = data(corners)
+    _, text = train(capsys, root)
+    assert "boxes that reach out of their image: " in text
+    assert f"run `botvision check {root}` to see these objects" in text

@@ -26,6 +26,7 @@ from botvision.data.segmentations import (
     SegmentationReader,
     Segmentations,
 )
+from botvision.data.skipped import BadEntryError, Skipped
 from botvision.errors import UserError
 
 T = TypeVar("T")
@@ -39,15 +40,6 @@ NO_MASK = "no mask"
 
 _MAX_SIDE = 200_000
 _MAX_PIXELS = 2**31
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An entry or an image that is not used because it cannot be read."""
-
-    what: str
-    """An entry of the annotation file, such as ``annotations[3]``, or the name of an image."""
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +84,14 @@ class Annotations:
     def instances(self) -> int:
         """Number of objects, without crowd regions."""
         return int((~self.crowd).sum())
+
+    @property
+    def reaching_out(self) -> NDArray[np.bool_]:
+        """(objects,): whether the box leaves the image by more than a pixel."""
+        low, high = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
+        leaves = (low < -1) | (high > self.sizes[self.image_of()] + 1)
+        objects: NDArray[np.bool_] = leaves.any(axis=1) & ~self.crowd
+        return objects
 
     def image_of(self) -> NDArray[np.int64]:
         """(objects,): index of each object's image."""
@@ -227,7 +227,7 @@ def _read_all(
         except Malformed as error:
             what = f"{section}[{place}]{_id(entry)}"
             if skipped is None:
-                raise UserError(
+                raise BadEntryError(
                     f"{file}: {what}: {error}; correct that entry or export again"
                 ) from None
             skipped.append(Skipped(what, str(error)))

@@ -12,12 +12,13 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from botvision.config import DetectionTask
-from botvision.data.annotations import NO_MASK, Annotations, Skipped, read_annotations
+from botvision.data.annotations import NO_MASK, Annotations, read_annotations
 from botvision.data.detection import DetectionData, Objects
 from botvision.data.image_files import ImageFiles
 from botvision.data.images import DECODE_ERRORS, open_image
 from botvision.data.pixels import Pixels
 from botvision.data.segmentations import ABSENT
+from botvision.data.skipped import BadEntryError, Skipped
 from botvision.errors import UserError
 
 # COCO's own files that do not describe objects.
@@ -95,6 +96,7 @@ class CocoData(DetectionData):
         self.num_objects: int = annotations.instances
         absent = (annotations.masks == ABSENT) & ~annotations.crowd
         self.num_left_out = sum(annotations.left_out.values())
+        self.num_suspicious = self.num_left_out + int(annotations.reaching_out.sum())
         self.num_masks: int = self.num_objects - int(absent.sum())
         if absent.any():
             image = annotations.image_of()[absent.argmax()]
@@ -182,7 +184,7 @@ class CocoData(DetectionData):
             classes = f"{used} of {classes}"
         with_objects = len(np.unique(a.image_of()[~a.crowd]))
         empty = len(self) - with_objects
-        left_out = self.num_left_out
+        left_out, out = self.num_left_out, int(a.reaching_out.sum())
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in a.left_out.items())
         return (
             f"{self.split.name}: {_count(len(self), 'image')}"
@@ -191,6 +193,7 @@ class CocoData(DetectionData):
             + (" without masks" * (self.task == "detection"))
             + (f", {_count(int(a.crowd.sum()), 'crowd region')}" if a.crowd.any() else "")
             + (f", {_count(left_out, 'object')} left out ({reasons})" if left_out else "")
+            + (f", boxes that reach out of their image: {out:,}" if out else "")
         )
 
 
@@ -229,7 +232,7 @@ def load_split(
         )
     missing = [index for index, file in enumerate(files) if file is None]
     if missing and skipped is None:
-        raise UserError(
+        raise BadEntryError(
             f"{split.annotations}: {len(missing):,} of {len(names):,} image files are missing, the "
             f"first is {images / names[missing[0]]}; add them or remove their entries"
         )
@@ -240,7 +243,7 @@ def load_split(
     turned = _turned(images, annotations)
     if turned and skipped is None:
         path = images / annotations.file_names[next(iter(turned))]
-        raise UserError(f"{path}: {next(iter(turned.values()))}")
+        raise BadEntryError(f"{path}: {next(iter(turned.values()))}")
     if skipped is not None:
         skipped += [Skipped(annotations.file_names[i], reason) for i, reason in turned.items()]
         annotations = annotations.without_images(turned)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-from botvision.data.annotations import Skipped
+import numpy as np
+from numpy.typing import NDArray
+
 from botvision.data.classification import ClassificationData
 from botvision.data.coco import CocoData
 from botvision.data.detection import DetectionData
 from botvision.data.inspection import ImageFacts, identical
-from botvision.data.object_checks import suspicious_objects
+from botvision.data.object_checks import suspicious_objects, without_mask
+from botvision.data.skipped import Skipped
 
 Split = DetectionData | ClassificationData
 # Names that are listed after a finding.
@@ -63,15 +65,14 @@ def image_findings(split: str, facts: Sequence[ImageFacts]) -> Iterator[Finding]
     Yields:
         The findings.
     """
-    errors = dict.fromkeys(image.error for image in facts if image.error is not None)
-    read = [image.error is None for image in facts]
-    deep = [image.deep for image in facts]
-    few_deep = sum(deep) * 2 <= sum(read)
+    read = [index for index, image in enumerate(facts) if image.error is None]
+    # Without the advice that follows a semicolon.
+    broken = tuple(f"{i.name}: {i.error.partition('; ')[0]}" for i in facts if i.error is not None)
+    if broken:
+        yield Finding("unreadable", split, "images that cannot be used", len(broken), broken)
+    deep = [index for index in read if facts[index].deep]
+    few_deep = 2 * len(deep) <= len(read)
     kinds: list[tuple[str, str, Callable[[ImageFacts], bool]]] = [
-        *(
-            ("unreadable", f"images that cannot be used, {error}", partial(_has_error, error))
-            for error in errors
-        ),
         ("flat", "images of a single color", lambda image: image.contrast == 0),
         (
             "narrow",
@@ -80,33 +81,43 @@ def image_findings(split: str, facts: Sequence[ImageFacts]) -> Iterator[Finding]
         ),
         ("pages", "images with several pages, of which one is used", lambda i: i.pages > 1),
     ]
-    if 0 < sum(deep) < sum(read):
+    if 0 < len(deep) < len(read):
         what = "of more than 8 bits" if few_deep else "of 8 bits"
         kinds.append(("depth", f"images {what} among others", lambda i: i.deep == few_deep))
     for kind, message, applies in kinds:
-        bad = [
-            index
-            for index, image in enumerate(facts)
-            if (kind == "unreadable" or read[index]) and applies(image)
-        ]
-        if bad:
-            names = tuple(facts[index].name for index in bad)
-            drawn = tuple((split, index) for index in bad if read[index])
-            yield Finding(kind, split, message, len(bad), names, drawn)
-
-
-def _has_error(error: str, image: ImageFacts) -> bool:
-    return image.error == error
+        found = [index for index in read if applies(facts[index])]
+        if found:
+            names = tuple(facts[index].name for index in found)
+            drawn = tuple((split, index) for index in found)
+            yield Finding(kind, split, message, len(found), names, drawn)
 
 
 def object_findings(split: str, data: CocoData) -> Iterator[Finding]:
     """Objects that are left out, or are probably wrong, see ``suspicious_objects``."""
     for kind, what, images in suspicious_objects(data):
         if len(images):
-            indices = dict.fromkeys(images.tolist())
-            names = tuple(data.image_name(index) for index in indices)
-            drawn = tuple((split, index) for index in indices)
-            yield Finding(kind, split, what, len(images), names, drawn)
+            yield _of_objects(kind, split, what, data, images)
+
+
+def mask_findings(splits: Mapping[str, Split]) -> Iterator[Finding]:
+    """Objects without a mask, if other objects of the data have one."""
+    data = {name: split for name, split in splits.items() if isinstance(split, CocoData)}
+    absent = {name: without_mask(split) for name, split in data.items()}
+    objects = sum(split.num_objects for split in data.values())
+    if 0 < sum(map(len, absent.values())) < objects:
+        for name, images in absent.items():
+            if len(images):
+                what = "objects without a mask, unlike others"
+                yield _of_objects("no mask", name, what, data[name], images)
+
+
+def _of_objects(
+    kind: str, split: str, what: str, data: CocoData, images: NDArray[np.int64]
+) -> Finding:
+    """The finding of objects by their images."""
+    indices = dict.fromkeys(images.tolist())
+    names = tuple(data.image_name(index) for index in indices)
+    return Finding(kind, split, what, len(images), names, tuple((split, i) for i in indices))
 
 
 def identical_findings(

@@ -15,15 +15,14 @@ from PIL import Image
 
 from botvision.data.detection import DetectionData
 from botvision.data.images import DECODE_ERRORS
+from botvision.data.pixel_survey import ONE_PICTURE
+from botvision.data.pixels import as_unsigned, is_deep
 from botvision.errors import UserError
-
-# Formats whose pages are different pictures.
-_PAGED = ("TIFF", "GIF", "PNG", "WEBP")
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image is."""
+    """Size, pixels and hash of one image."""
 
     name: str
     error: str | None
@@ -32,6 +31,8 @@ class ImageFacts:
     """Width and height in pixels."""
     mode: str = ""
     """Pillow's mode of the stored pixels."""
+    deep: bool = False
+    """Whether the stored pixels have more than 8 bits."""
     low: float = 0.0
     high: float = 0.0
     """The least and the greatest stored value of any channel."""
@@ -40,11 +41,6 @@ class ImageFacts:
     pages: int = 1
     digest: bytes = b""
     """Hash of the decoded pixels: equal for identical images, whatever their files are."""
-
-    @property
-    def deep(self) -> bool:
-        """Whether the stored pixels have more than 8 bits."""
-        return self.mode.startswith(("I", "F"))
 
 
 def inspect(data: Any, index: int) -> ImageFacts:
@@ -59,19 +55,20 @@ def inspect(data: Any, index: int) -> ImageFacts:
         The facts of the image.
     """
     name = data.image_name(index) if hasattr(data, "image_name") else f"image {index}"
+    file = data.image_file(index) if hasattr(data, "image_file") else None
     try:
         image = data.image(index) if isinstance(data, DetectionData) else data[index][0]
     except UserError as error:
-        return ImageFacts(name, str(error).removeprefix(f"{name}: "))
+        reason = str(error).removeprefix(f"{file}: ").removeprefix(f"{name}: ")
+        return ImageFacts(name, reason.replace(f" '{file}'", ""))
     stored, mode, pages = image, image.mode, 1
-    if hasattr(data, "image_file"):
-        with contextlib.suppress(*DECODE_ERRORS), Image.open(data.image_file(index)) as opened:
+    if file is not None:
+        with contextlib.suppress(*DECODE_ERRORS), Image.open(file) as opened:
             mode = opened.mode
-            # Other formats have further pictures of the same content, such as previews.
-            pages = getattr(opened, "n_frames", 1) if opened.format in _PAGED else 1
-            if mode.startswith(("I", "F")):
+            pages = 1 if opened.format in ONE_PICTURE else getattr(opened, "n_frames", 1)
+            if is_deep(opened):
                 opened.load()
-                stored = opened.copy()
+                stored = as_unsigned(opened).copy()
     digest = hashlib.blake2b(f"{stored.mode} {image.size}".encode(), digest_size=16)
     digest.update(stored.tobytes())
     extrema: Any = stored.getextrema()
@@ -81,6 +78,7 @@ def inspect(data: Any, index: int) -> ImageFacts:
         error=None,
         size=image.size,
         mode=mode,
+        deep=is_deep(stored),
         low=float(min(low for low, _ in channels)),
         high=float(max(high for _, high in channels)),
         contrast=float(max(high - low for low, high in channels)),

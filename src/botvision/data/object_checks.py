@@ -31,13 +31,8 @@ def suspicious_objects(data: CocoData) -> Iterator[tuple[str, str, NDArray[np.in
     )
     images = a.image_of()
     rows = np.flatnonzero(~a.crowd)
-    if data.task is None and data.num_masks:
-        absent = rows[a.masks[rows] == ABSENT]
-        yield "no mask", "objects without a mask, unlike others", images[absent]
-    boxes, sizes = a.boxes[rows], a.sizes[images[rows]]
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    outside = ((low < -1) | (high > sizes + 1)).any(axis=1)
-    yield "outside", "boxes that reach out of their image", images[rows[outside]]
+    yield "outside", "boxes that reach out of their image", images[a.reaching_out]
+    boxes = a.boxes[rows]
     small = (boxes[:, 2:] < 1).any(axis=1)
     yield "small", "boxes less than a pixel wide or high", images[rows[small]]
     keys = np.column_stack((images[rows], a.category_ids[rows], boxes))
@@ -46,6 +41,13 @@ def suspicious_objects(data: CocoData) -> Iterator[tuple[str, str, NDArray[np.in
     yield "repeated", "objects with the class and box of another one", images[rows[repeated]]
     misfits = [row for row in rows.tolist() if _mask_iou(data, row, int(images[row])) < _FIT]
     yield "misfit", "boxes that do not fit the mask of their object", images[misfits]
+
+
+def without_mask(data: CocoData) -> NDArray[np.int64]:
+    """Index of the image of each object that has no mask."""
+    a = data.annotations
+    images: NDArray[np.int64] = a.image_of()[(a.masks == ABSENT) & ~a.crowd]
+    return images
 
 
 def _mask_iou(data: CocoData, row: int, image: int) -> float:

@@ -1,4 +1,4 @@
-"""What the images of a data set contain: bits, values and pages, by a sample."""
+"""Bits, values and pages of the images of a data set, from a sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADERS, _DECODED, _PER_IMAGE = 500, 100, 100_000
 # The values between these percentiles become 0 to 255, so a few hot pixels do not darken the rest.
 _PERCENTILES = (0.1, 99.9)
 # Formats whose further pages are previews, or layers of the first page.
-_ONE_PICTURE = ("MPO", "PSD")
+ONE_PICTURE = ("MPO", "PSD")
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ class ImageFileList:
 
 @dataclass(frozen=True)
 class PixelSurvey:
-    """What a sample of images contains.
+    """Contents of a sample of images.
 
     Args:
         images: number of images whose headers were read.
@@ -126,9 +126,9 @@ class PixelSurvey:
 def survey_pixels(data: StoredImages, page: int = 0) -> PixelSurvey:
     """Read a sample of the images, the same in every call.
 
-    The headers of up to 500 images of each file extension are read, evenly spaced. Of those with
-    more than 8 bits, up to 100,000 pixels of each of up to 100 are read. Their range is from the
-    0.1 to the 99.9 percentile of these pixels, or the whole range if the two are equal.
+    The headers of up to 500 images of each file extension are read, evenly spaced, and up to
+    100,000 pixels of each of up to 100 images with more than 8 bits. Their range is from the 0.1 to
+    the 99.9 percentile of these pixels, or the whole range if the two are equal.
 
     Args:
         data: the images.
@@ -172,7 +172,7 @@ def _header(file: Path | BinaryIO, page: int) -> _Header | None:
         return None
     try:
         with Image.open(file) as image:
-            pages = image.format not in _ONE_PICTURE and getattr(image, "is_animated", False)
+            pages = image.format not in ONE_PICTURE and getattr(image, "is_animated", False)
             if page:
                 image.seek(page)
             colors = image.mode.startswith(("RGB", "LA", "CMYK"))

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from botvision.config import TrainConfig
-from botvision.data.annotations import Skipped
 from botvision.data.inspection import inspect_all
 from botvision.data.json_values import load_json
+from botvision.data.skipped import Skipped
 from botvision.errors import UserError
 from botvision.files import write_text
 from botvision.training.run import Run
@@ -19,7 +19,7 @@ S = TypeVar("S")
 
 
 class BadData:
-    """What ``bad_data="skip"`` leaves out of a run, listed in its ``skipped.json``.
+    """The entries and images that a run leaves out, listed in its ``skipped.json``.
 
     A resumed run leaves out the same images, so they are not searched for again.
 

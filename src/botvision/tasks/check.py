@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import track
 
 from botvision.config import CheckConfig
-from botvision.data.annotations import Skipped
 from botvision.data.coco import CocoData, find_splits, load_split
 from botvision.data.detection import DetectionData
 from botvision.data.findings import (
@@ -24,16 +23,21 @@ from botvision.data.findings import (
     class_findings,
     identical_findings,
     image_findings,
+    mask_findings,
     object_findings,
     skipped_findings,
 )
 from botvision.data.formats import ClassificationSource, DetectionSource, classification_splits
 from botvision.data.inspection import ImageFacts, inspect_all
 from botvision.data.object_checks import box_sides
+from botvision.data.pixel_survey import StoredImages, survey_pixels
+from botvision.data.pixels import Pixels
+from botvision.data.skipped import Skipped
 from botvision.data.sources import open_data, task_of
 from botvision.files import make_folder
 from botvision.settings import make_config
 from botvision.tasks.check_sheet import draw_sheet
+from botvision.tasks.task import pixel_notices
 from botvision.terminal import print_text, terminal
 from botvision.visualize.figures import save_image
 
@@ -45,7 +49,7 @@ _CLASSES = 12
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a data set contains, and what is probably wrong with it.
+    """The content of a data set, and what is probably wrong with it.
 
     Args:
         data: name of the data set.
@@ -95,11 +99,14 @@ def check(
     config = make_config(CheckConfig, options)
     console = console or terminal()
     splits, findings = _open(data, config)
+    notices = _settle_pixels(splits)
     facts = {name: _inspect(name, split, config, console) for name, split in splits.items()}
     for name, split in splits.items():
         findings += image_findings(name, facts[name])
         if isinstance(split, CocoData):
             findings += object_findings(name, split)
+    if config.task is None:
+        findings += mask_findings(splits)
     labels = {name: split.labels for name, split in splits.items() if hasattr(split, "labels")}
     findings += identical_findings(facts, labels)
     counts = {name: _counts(split, facts[name]) for name, split in splits.items()}
@@ -115,7 +122,7 @@ def check(
         sheet = folder / "sheet.png"
         save_image(picture, sheet)
     report = CheckReport(source, counts, findings, sheet)
-    _print(console, report, splits)
+    _print(console, report, splits, notices)
     return report
 
 
@@ -136,6 +143,19 @@ def _open(data: Any, config: CheckConfig) -> tuple[dict[str, Split], list[Findin
         splits[name] = load_split(split, wanted, skipped=skipped)
         findings += skipped_findings(name, skipped)
     return splits, findings
+
+
+def _settle_pixels(splits: Mapping[str, Split]) -> list[str]:
+    """Have the images read as in training, and return lines about them."""
+    first = splits.get("train", next(iter(splits.values())))
+    if not isinstance(first, StoredImages):
+        return []
+    pixels = Pixels(survey_pixels(first).range)
+    return [
+        f"{name}: {notice}"
+        for name, split in splits.items()
+        for notice in pixel_notices(split, pixels)
+    ]
 
 
 def _inspect(name: str, split: Split, config: CheckConfig, console: Console) -> list[ImageFacts]:
@@ -192,7 +212,9 @@ def _histogram(values: NDArray[Any]) -> dict[str, int]:
     return {name: count for name, count in named if count}
 
 
-def _print(console: Console, report: CheckReport, splits: Mapping[str, Split]) -> None:
+def _print(
+    console: Console, report: CheckReport, splits: Mapping[str, Split], notices: Sequence[str]
+) -> None:
     for name, split in splits.items():
         counts = report.splits[name]
         print_text(console, split.summary())
@@ -208,6 +230,8 @@ def _print(console: Console, report: CheckReport, splits: Mapping[str, Split]) -
         for title, text in rows.items():
             if text:
                 print_text(console, f"  {title:16}{text}")
+    for notice in notices:
+        print_text(console, notice)
     number = len(report.findings)
     print_text(console, f"{number} finding{'s' * (number > 1)}:" if number else "no findings")
     for finding in report.findings:

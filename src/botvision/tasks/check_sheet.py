@@ -38,8 +38,9 @@ def draw_sheet(
     """
     reasons: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
     for finding in findings:
-        for image in dict.fromkeys(finding.images):
-            reasons[image].append(finding.message)
+        for split, index in dict.fromkeys(finding.images):
+            if facts[split][index].error is None:
+                reasons[split, index].append(finding.message)
     chosen = _most_suspicious(reasons, findings)
     readable = [
         (split, index)

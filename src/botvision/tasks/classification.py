@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -181,6 +182,19 @@ class ClassificationTraining:
                     f"`batch_size` that is a multiple of {2 * parts}"
                 )
 
+    @functools.cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The task, the image size, the classes, and a fingerprint of each split."""
+        spec = ClassifierSpec.of(self.config, self.train.classes)
+        splits = {"train": self.train, self.held_out: self.val}
+        return {
+            "task": "classification",
+            "image_size": spec.image_size,
+            "pixel_range": plain(spec.pixel_range),
+            "classes": list(spec.classes),
+            "data": {k: fingerprint(split) for k, split in splits.items() if split is not None},
+        }
+
     def training(self, steps: int, process: Process) -> Training:
         """Build the classifier, its data sets and its validation."""
         config = self.config
@@ -219,17 +233,7 @@ class ClassificationTraining:
             validation=validation,
             save=functools.partial(save_model, model, spec),
             summary=summary,
-            resolved={
-                "task": "classification",
-                "image_size": spec.image_size,
-                "pixel_range": plain(spec.pixel_range),
-                "classes": list(spec.classes),
-                "data": {
-                    name: fingerprint(split)
-                    for name, split in (("train", self.train), (self.held_out, self.val))
-                    if split is not None
-                },
-            },
+            resolved=self.resolved,
         )
 
 

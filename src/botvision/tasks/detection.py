@@ -31,6 +31,7 @@ from botvision.data.formats import DetectionSource, detection_splits
 from botvision.data.jitter import LargeScaleJitter
 from botvision.data.loaders import eval_loader
 from botvision.data.samplers import sample_images
+from botvision.data.skipped import BadEntryError
 from botvision.detection import Detector
 from botvision.detection.inference import detect
 from botvision.detection.tta import TTA
@@ -190,11 +191,10 @@ class DetectionTraining:
         try:
             self.train = opened("train")
             self.val = opened("val") if "val" in splits else None
-        except UserError as error:
-            if not isinstance(data, str) or error.parameter is not None:
-                raise
+        except BadEntryError as error:
             raise UserError(
-                f"{error.message}; run `botvision check {data}` to list all errors of the data"
+                f"{error}; `botvision check {data}` lists all such errors, `bad_data` skip leaves "
+                "them out"
             ) from error
         self.images = len(self.train)
         if self.train.num_objects == 0:
@@ -202,14 +202,25 @@ class DetectionTraining:
         there = [split for split in (self.train, self.val) if split is not None]
         self.categories = merge_categories(*there)
         self.summary = [*(split.summary() for split in there), *self.bad_data.summary()]
-        if any(split.num_left_out for split in there):
-            self.summary.append(f"run `botvision check {config.data}` to see what was left out")
+        if any(split.num_suspicious for split in there):
+            self.summary.append(f"run `botvision check {config.data}` to see these objects")
         self.summary.append(str(self.categories))
         self.task: DetectionTask = config.task or _task_of(there)
         config, notices = settle_pixels(config, self.train, self.val)
         self.summary += notices
         self.config = dataclasses.replace(config, task=self.task)
         self.impl, self.box_head = impl, box_head
+
+    @functools.cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The task, the categories by id, and a fingerprint of each split."""
+        splits = {"train": self.train, "val": self.val}
+        return {
+            "task": self.task,
+            "pixel_range": plain(self.config.pixel_range),
+            "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
+            "data": {k: fingerprint(split) for k, split in splits.items() if split is not None},
+        }
 
     def training(self, steps: int, process: Process) -> Training:
         """Build the detector, its data sets and its validation."""
@@ -257,16 +268,7 @@ class DetectionTraining:
             validation=validation,
             save=functools.partial(save_model, detector, spec),
             summary=summary,
-            resolved={
-                "task": self.task,
-                "pixel_range": plain(spec.pixel_range),
-                "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
-                "data": {
-                    name: fingerprint(split)
-                    for name, split in (("train", self.train), ("val", self.val))
-                    if split is not None
-                },
-            },
+            resolved=self.resolved,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from botvision.config import TrainConfig
 from botvision.errors import UserError
-from botvision.settings import plain
+from botvision.settings import Task, load_recipe, plain
 from botvision.tasks.checkpoint import upgrade_model_args
 from botvision.training.run import Run
 
@@ -16,24 +16,34 @@ _FIXED = (
     *("task", "model", "model_args", "norm", "image_size", "detector"),
     *("freeze_stages", "optimizer", "decay_all"),
 )
-# What may change without a word. The learning rates are compared as `lr`.
+# What may change without a word.
 _FREE = (
     *("data", "out", "epochs", "max_steps", "patience", "eval_steps", "workers", "devices"),
-    *("nodes", "checkpoint_steps", "checkpoint_minutes", "lr", "base_lr", "base_batch_size"),
+    *("nodes", "checkpoint_steps", "checkpoint_minutes"),
 )
+# Compared as the learning rate that follows from them.
+_RATES = ("lr", "base_lr", "base_batch_size")
 _SPLITS = {"train": "training data", "val": "validation data", "test": "test data"}
 
 
-def check_resume(run: Run, config: TrainConfig, resolved: Mapping[str, Any]) -> str:
+def check_resume(
+    run: Run,
+    config: TrainConfig,
+    resolved: Mapping[str, Any],
+    recipe: str | None,
+    settings: Mapping[str, Any],
+) -> list[str]:
     """Compare the settings and data of a resumed run with those before.
 
     Args:
         run: the run, with the config of before.
         config: settings now.
-        resolved: what was resolved from them, see ``Training.resolved``.
+        resolved: what was resolved from them, see ``Task.resolved``.
+        recipe: the recipe that was given now, if any. The settings of the run replace it.
+        settings: the settings that were given now.
 
     Returns:
-        One line about what differs, or an empty string.
+        A line about what differs, and one about the recipe, where there is something to report.
 
     Raises:
         UserError: the classes, the model, the image size or the optimizer differ.
@@ -41,12 +51,12 @@ def check_resume(run: Run, config: TrainConfig, resolved: Mapping[str, Any]) -> 
     before = run.config
     resolved_before = before.pop("resolved", None) or {}
     if not resolved_before:  # no config, or one that somebody has written
-        return ""
+        return []
     before["model_args"] = upgrade_model_args(before.get("model_args") or {})
     now = plain(config)
-    for settings, found in ((before, resolved_before), (now, resolved)):
-        settings.update({k: found[k] for k in ("task", "image_size") if k in found})
-        # None is the default of the model or the data, which only `resolved` knows.
+    for values, found in ((before, resolved_before), (now, resolved)):
+        # None means the default of the model or of the data.
+        values.update({name: found[name] for name in ("task", "image_size") if name in found})
     _check_classes(run, config, resolved_before, resolved)
     differences = []
     for name, value, earlier in _changed(before, now):
@@ -64,15 +74,25 @@ def check_resume(run: Run, config: TrainConfig, resolved: Mapping[str, Any]) -> 
                 parameter=name,
                 value=_text(value),
             )
-        if name not in _FREE:
+        if name not in (*_FREE, *_RATES):
             differences.append(f"{name} {_text(value)} (was {_text(earlier)})")
     rate = resolved_before.get("learning_rate", config.peak_lr)
     if rate != config.peak_lr:
         differences.append(f"lr {config.peak_lr:.4g} (was {rate:.4g})")
-    settings_line = f"settings: {', '.join(differences)}" if differences else ""
-    data_line = "; ".join(_changed_data(resolved_before.get("data"), resolved.get("data")))
-    both = "; ".join(filter(None, [settings_line, data_line]))
-    return f"resuming with other {both}" if both else ""
+    differences += _changed_data(resolved_before.get("data"), resolved.get("data"))
+    lines = []
+    if differences:
+        lines.append(f"resuming with other settings or data: {', '.join(differences)}")
+    if recipe is not None:
+        kind: Task = "classification" if now["task"] == "classification" else "detection"
+        unused = [
+            f"{name} {_text(value)} (recipe: {_text(other)})"
+            for name, value, other in _changed(load_recipe(recipe, kind), now)
+            if name.partition(".")[0] not in (*_FREE, *settings)
+        ]
+        if unused:
+            lines.append(f"the settings of the run apply, not the recipe's: {', '.join(unused)}")
+    return lines
 
 
 def _changed(
@@ -119,11 +139,11 @@ def _changed_data(before: Mapping[str, Any] | None, now: Mapping[str, Any] | Non
         if old == new:
             continue
         if not old or not new:
-            yield f"{title}: {'new' if new else 'none any more'}"
+            yield f"{'new ' if new else 'no '}{title}"
         elif old["images"] != new["images"]:
-            yield f"{title}: {new['images']} images, were {old['images']}"
+            yield f"{title} {new['images']} images (was {old['images']})"
         else:
-            yield f"{title}: other file names, labels or boxes of the {new['images']} images"
+            yield f"{title} with other file names, labels or boxes"
 
 
 def _text(value: Any) -> str:

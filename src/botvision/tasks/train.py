@@ -148,22 +148,25 @@ def train_until_stopped(
             with run.locked():
                 start = run.begin()
                 signals.stopped_at(start, steps)
+                changes = (
+                    check_resume(run, task.config, task.resolved, recipe, settings) if start else []
+                )
                 if run.has_ended(steps, settled.patience):
-                    more = "patience" if start < steps else "epochs"
+                    length = "epochs" if settled.max_steps is None else "max_steps"
+                    more = "patience" if start < steps else length
                     print_text(
                         console,
                         f"{run.path}: complete, {start} of {steps} steps; raise {more} to continue",
                     )
                     return run
-                training = task.training(steps, process)
+                for line in changes:
+                    print_text(console, line)
                 if resume and not start:
                     print_text(
                         console, f"{run.path}: no checkpoint to resume from, starting at step 0"
                     )
-                if start and (changes := check_resume(run, task.config, training.resolved)):
-                    print_text(console, changes)
                 fit(
-                    training,
+                    task.training(steps, process),
                     task.config,
                     run,
                     start=start,

@@ -24,7 +24,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: content of the checkpoint.
+            path: file to write.
+            storage_options: not used.
+
+        Raises:
+            UserError: the disk is full, or the folder is read-only.
+        """
         with atomic(Path(path)) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)

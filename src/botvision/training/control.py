@@ -67,6 +67,8 @@ class RunControl(Callback):
         self.signals.deferred = True
         self.begin()
         self.saved = time.monotonic()
+        # The last batch of a shorter run is not the last one of this run.
+        trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
         step = trainer.global_step
         if step:
             restore_settings(trainer, self.settings)

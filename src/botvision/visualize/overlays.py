@@ -256,7 +256,16 @@ def _draw_tags(
 
 
 def fit_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return the text, cut with an ellipsis if it is wider than ``width`` pixels."""
+    """Return a text that fits a width.
+
+    Args:
+        text: the text, in one line.
+        font: font that it is drawn with.
+        width: greatest width in pixels.
+
+    Returns:
+        The text, cut with an ellipsis if it is wider.
+    """
     longest = text[:_LONGEST_TEXT]
     if font.getlength(longest) <= width and longest == text:
         return text
