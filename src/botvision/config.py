@@ -20,6 +20,7 @@ Precision = Literal["auto", "32", "bf16", "16"]
 PixelRange = tuple[float, float]
 Dtype = Literal["32", "bf16", "16"]
 Strategy = Literal["ddp", "fsdp"]
+BadDataMode = Literal["error", "skip"]
 Mode = Literal["forward", "train"]
 MaskFormat = Literal["rle", "polygon"]
 TableResize = Literal["slice", "interpolate"]
@@ -114,6 +115,9 @@ class TrainConfig:
             it.
         checkpoint_steps: Save a checkpoint every this many steps.
         checkpoint_minutes: Also save a checkpoint this many minutes after the last one.
+        bad_data: What to do about malformed annotations and images that cannot be read: error, or
+            skip, which reads all images before the first step and lists what it leaves out in the
+            run's skipped.json.
         seed: Random seed of the weights, the order of the data and its augmentation.
         device: Device: auto, cpu, cuda or mps.
         devices: Number of processes on each machine, each with its own device. Under torchrun or
@@ -157,6 +161,7 @@ class TrainConfig:
     patience: int = 0
     checkpoint_steps: int = 500
     checkpoint_minutes: float = 10.0
+    bad_data: BadDataMode = "error"
     seed: int = 0
     device: Device = "auto"
     devices: int = 1
@@ -350,6 +355,22 @@ class PredictConfig:
     out: Path | None = None
     device: Device = "auto"
     precision: Precision = "auto"
+
+
+@dataclass(kw_only=True)
+class CheckConfig:
+    """How a data set is checked.
+
+    Args:
+        task: Task to check for: detection ignores masks, segmentation requires them, classification
+            reads class folders. By default the task of the data.
+        workers: Number of threads that read images. -1 selects it automatically.
+        out: Folder for the contact sheet. By default runs/DATA-check.
+    """
+
+    task: DetectionTask | Literal["classification"] | None = None
+    workers: int = -1
+    out: Path | None = None
 
 
 # The options of evaluation and prediction that apply to only one of the tasks.

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from botvision.errors import UserError
+
+# What the names of files begin with that are being written.
+_TEMPORARY = ".tmp-"
 
 
 @contextmanager
@@ -28,19 +31,44 @@ def atomic(path: Path) -> Iterator[Path]:
     Yields:
         An empty temporary file to write to, with the suffix of ``path``. A killed process leaves
         it, and the next write of ``path`` replaces it.
+
+    Raises:
+        UserError: the disk is full, or the folder is read-only.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.unlink(missing_ok=True)
-    temporary.touch(exist_ok=False)  # O_EXCL: a new file, never the target of a link
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    with _writing(path):
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.touch(exist_ok=False)  # O_EXCL: a new file, never the target of a link
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes have left of files that they wrote with ``atomic``."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with _writing(path):
+            path.unlink()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one line about a file that is written."""
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path}: cannot be written ({reason}); make room, correct the permissions, or give "
+            "another `out`"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,10 +81,10 @@ def append_text(path: Path, text: str) -> None:
     """Append to a text file in UTF-8.
 
     Raises:
-        UserError: ``path`` is a link.
+        UserError: ``path`` is a link, or cannot be written.
     """
     _refuse_link(path)
-    with path.open("a", encoding="utf-8") as file:
+    with _writing(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
@@ -67,15 +95,16 @@ def make_folder(path: Path) -> None:
         path: the folder. Missing parents are created too.
 
     Raises:
-        UserError: ``path`` is a link, or a file.
+        UserError: ``path`` is a link or a file, or cannot be created.
     """
     _refuse_link(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            f"{path}: cannot be created, a file has this name; give another `out`"
-        ) from error
+    with _writing(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(
+                f"{path}: cannot be created, a file has this name; give another `out`"
+            ) from error
 
 
 def _refuse_link(path: Path) -> None:

@@ -254,10 +254,10 @@ def test_a_shard_that_is_cut_off_is_refused(tmp_path, png):
     blocks = 6 * 1024 + 512  # three samples and an image's header
     for content in (whole[: 6 * 1024], whole[:blocks], whole[: blocks + 60]):
         shard.write_bytes(content)
-        with pytest.raises(UserError, match=r"train-0.tar: (cut off|not a readable shard)"):
+        with pytest.raises(UserError, match=r"train-0.tar: not a readable shard"):
             WebDataset([shard])
     shard.write_bytes(whole[: 6 * 1024] + bytes(len(whole)))
-    with pytest.raises(UserError, match=r"train-0.tar: cut off"):
+    with pytest.raises(UserError, match=r"train-0.tar: not a readable shard .a part of it is lost"):
         WebDataset([shard])
 
 

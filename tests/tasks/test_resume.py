@@ -1,8 +1,8 @@
 """A run that is killed at any point and resumed equals an uninterrupted run."""
 
 import json
+import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from botvision.cli.main import main
+from botvision.data.samplers import StepBatches
 from killed import run_and_kill
 from tiny import TINY_SETTINGS
 
@@ -74,14 +75,18 @@ def assert_same_run(out, uninterrupted):
     assert got["global_step"] == want["global_step"] == STEPS
     assert_same(got["state_dict"], want["state_dict"])
     assert_same(got["optimizer_states"], want["optimizer_states"])
-    train_events = [e for e in events(out) if e["event"] == "train"]
-    assert train_events == [e for e in events(uninterrupted) if e["event"] == "train"]
-    assert (out / "best.safetensors").exists()
+    assert [e for e in events(out) if e["event"] != "end"] == [
+        e for e in events(uninterrupted) if e["event"] != "end"
+    ]
+    for name in ("best.safetensors", "metrics.json"):
+        assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
 def test_killed_twice_and_resumed(tiny_data, tmp_path, uninterrupted):
+    """First after the evaluation of step 4 was logged and before its weights were saved."""
     out = tmp_path / "run"
     train_and_kill(5, tiny_data, out)
+    assert state(out)["callbacks"]["Evaluation"]["best"] == -math.inf
     train_and_kill(9, tiny_data, out, "--resume")
     train(tiny_data, out, "--resume")
     assert_same_run(out, uninterrupted)
@@ -124,22 +129,28 @@ def test_resume_takes_the_runs_own_settings(tiny_data, tmp_path, uninterrupted):
     assert [e["step"] for e in events(out) if e["event"] == "train"] == [*range(1, STEPS + 1)]
 
 
-def test_killed_after_the_last_step_and_before_the_evaluation(tiny_data, tmp_path, uninterrupted):
-    """The checkpoint is complete, but the best weights are those of an earlier evaluation."""
+def test_killed_in_the_last_evaluation(tiny_data, tmp_path, uninterrupted):
+    """The checkpoint has all steps, and not the evaluation that was logged."""
     out = tmp_path / "run"
-    (out / "checkpoints").mkdir(parents=True)
-    shutil.copy(uninterrupted / "checkpoints" / "last.ckpt", out / "checkpoints")
-    for name in ("config.yaml", "best.safetensors"):
-        shutil.copy(uninterrupted / name, out)
-    lines = (uninterrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
-    last = next(i for i, line in enumerate(lines) if f'"train", "step": {STEPS}' in line)
-    (out / "metrics.jsonl").write_text("".join(lines[: last + 1]))
+    train_and_kill(13, tiny_data, out)
+    assert state(out)["global_step"] == STEPS
     train(tiny_data, out, "--resume")
     assert_same_run(out, uninterrupted)
-    for name in ("metrics.json", "predictions/results.json"):
-        assert json.loads((out / name).read_text()) == json.loads(
-            (uninterrupted / name).read_text()
-        )
+    results = [run / "predictions" / "results.json" for run in (out, uninterrupted)]
+    assert results[0].read_bytes() == results[1].read_bytes()
+
+
+def test_killed_in_the_last_evaluation_and_resumed_with_more_steps(tiny_data, tmp_path):
+    """The checkpoint is of the last batch of the shorter run."""
+    constant = ["--milestones", "[1, 1]"]
+    train(tiny_data, tmp_path / "whole", "--max-steps", "12", *constant)
+    train_and_kill(13, tiny_data, tmp_path / "killed", *constant)
+    train(tiny_data, tmp_path / "killed", "--max-steps", "12", "--resume")
+    got, want = state(tmp_path / "killed"), state(tmp_path / "whole")
+    assert_same(got["state_dict"], want["state_dict"])
+    assert_same(got["optimizer_states"], want["optimizer_states"])
+    evaluated = [e["step"] for e in events(tmp_path / "killed") if e["event"] == "eval"]
+    assert evaluated == [4, 8, 10, 12]
 
 
 def test_a_complete_run_is_left_as_it_is(tiny_data, uninterrupted, capsys):
@@ -163,3 +174,25 @@ def test_a_broken_checkpoint_is_named(tiny_data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(tiny_data, out, "--resume")
     assert "last.ckpt: not a readable checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
+def test_another_accumulate_trains_on_the_next_images(
+    tiny_data, tmp_path, before, after, monkeypatch
+):
+    keys = []
+
+    def batches(self):
+        for batch in ITER(self):
+            keys.extend(batch)
+            yield batch
+
+    ITER = StepBatches.__iter__  # noqa: N806
+    monkeypatch.setattr(StepBatches, "__iter__", batches)
+    for name, limits in (("whole", [4]), ("resumed", [2, 4])):
+        for limit in limits:
+            accumulate = before if limit == limits[0] else after
+            steps = ["--max-steps", str(limit), "--accumulate", str(accumulate)]
+            train(tiny_data, tmp_path / name, *steps, *(["--resume"] * (limit != limits[0])))
+    assert len(keys) == 2 * 4 * 3
+    assert keys[12:] == keys[:12]

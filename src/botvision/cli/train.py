@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from botvision.cli.parsers import Parser, join_numbers, take
 from botvision.config import ClassificationConfig, DetectionConfig
 from botvision.settings import Task, plain, recipe_names
+from botvision.training.signals import StopSignals
 
 _CONFIGS = {"detection": DetectionConfig, "classification": ClassificationConfig}
 _DESCRIPTIONS = {
@@ -22,7 +24,7 @@ GROUPS = {
     "settings": ["recipe", "config", "print_config", "seed"],
     "data and augmentation": [
         *("task", "image_size", "jitter", "crop_area", "crop_share", "flip", "max_instances"),
-        *("auto_augment", "mixup", "cutmix", "pixel_range", "page", "workers"),
+        *("auto_augment", "mixup", "cutmix", "pixel_range", "page", "bad_data", "workers"),
     ],
     "model": [
         *("model", "model_args", "weights", "norm", "freeze_stages", "dropout", "drop_path"),
@@ -103,17 +105,22 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     # The settings can be printed without data. A built-in set is not opened.
     bare = printing and _data(join_numbers(arguments)) is None
     options = parse_train(own, [*(["shapes"] if bare else []), *arguments])
-    from botvision.tasks.config import training_config
-    from botvision.tasks.train import train
-
     if not printing:
-        settings = options.pop("settings")
-        train(options.pop("data"), **options, **settings)
+        with StopSignals(_resume_command) as signals:
+            from botvision.tasks.train import train_until_stopped
+
+            train_until_stopped(signals, options.pop("data"), **options)
         return
+    from botvision.tasks.config import training_config
+
     config = plain(training_config(**options))
     if bare:
         del config["data"]
     print(yaml.safe_dump(config, sort_keys=False), end="")
+
+
+def _resume_command(data: str | None, out: str) -> str:
+    return shlex.join(["botvision", "train", str(data), "--out", out, "--resume"])
 
 
 def _options_of_the_other_task(parser: Parser) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -70,6 +71,13 @@ class ImageFolder:
     def image_file(self, index: int) -> Path:
         """The path of the image at ``index``."""
         return self.files[index]
+
+    def without_images(self, images: Collection[int]) -> ImageFolder:
+        """The split without the images at some indices."""
+        other = copy.copy(self)
+        other.files = [file for i, file in enumerate(self.files) if i not in images]
+        other.labels = [label for i, label in enumerate(self.labels) if i not in images]
+        return other
 
     def summary(self) -> str:
         """One line: how many images of how many classes, and what was left out."""

@@ -1,6 +1,7 @@
 """Opening any image file as the 8-bit RGB picture that its annotations describe."""
 
 import struct
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,15 +10,20 @@ from PIL import ExifTags, Image, ImageOps
 from botvision.data.pixels import Pixels, as_unsigned
 from botvision.errors import UserError
 
-# What Pillow's decoders raise on a file that is missing, cut off, broken, no image or far too big.
+# What Pillow raises for a file that is missing or no image, and its decoders for damaged content.
 DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
+    *(OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError),
+    *(RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError),
 )
+
+# Larger images are refused: a small file may describe one that fills the memory. This many pixels
+# take 1 GiB. Pillow refuses twice its limit, and warns from its limit on.
+MAX_PIXELS = 2**28
+if Image.MAX_IMAGE_PIXELS is not None:  # else the program that uses this library has raised it
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2)
+# Pillow would run Ghostscript, a program, on the content.
+Image.init()
+_FORMATS = [name for name in Image.ID if name != "EPS"]
 
 
 def open_image(
@@ -49,8 +55,13 @@ def open_image(
             such page, or colors that Pillow cannot convert.
     """
     path = name or file
+    _check_regular(file)
     try:
-        with Image.open(file) as opened:
+        # Pillow warns of large images and of damaged metadata, which change nothing.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(file, formats=_FORMATS) as opened,
+        ):
             if pixels.page:
                 opened.seek(pixels.page)
             opened.load()
@@ -58,12 +69,21 @@ def open_image(
             upright = ImageOps.exif_transpose(stored) if _turned(stored) else stored
     except FileNotFoundError:
         raise UserError(f"{path}: no such image file; check the path") from None
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise UserError(
+            f"{path}: has more than {MAX_PIXELS:,} pixels, or more than fit the memory; cut it "
+            "into smaller images"
+        ) from error
     except DECODE_ERRORS as error:
         if pixels.page and isinstance(error, EOFError):
             raise UserError(
                 f"{path}: has no page {pixels.page}, counted from 0; give another `page`"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Pillow's own errors are these three. Others come from within.
+        words = (
+            str(error).splitlines() if isinstance(error, OSError | SyntaxError | ValueError) else []
+        )
+        reason = words[0] if words else "damaged"
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); replace or remove the file"
         ) from error
@@ -76,6 +96,13 @@ def open_image(
         f"{size[0]}x{size[1]}; use the images that were annotated, or correct the width and "
         "height in the annotation file"
     )
+
+
+def _check_regular(file: Path | BinaryIO) -> None:
+    """Refuse what may never end, such as a named pipe."""
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        kind = "a folder" if file.is_dir() else "a pipe or a device"
+        raise UserError(f"{file}: is {kind} and no image file; give an image file")
 
 
 def _turned(stored: Image.Image) -> bool:

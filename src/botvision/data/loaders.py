@@ -1,13 +1,16 @@
-"""The data loader of an evaluation, over all processes."""
+"""The data loader of an evaluation, over all processes, and the processes that load data."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from botvision.errors import UserError
+
+_SECONDS_AFTER_SIGTERM = 60
 
 
 def eval_loader(
@@ -47,4 +50,20 @@ def eval_loader(
         sampler=range(rank, len(dataset), processes),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=collate_fn,
+        worker_init_fn=outlive_signals,
     )
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a process that loads data work on while its parent finishes a step after a signal.
+
+    A terminal or Slurm sends a signal to all processes. The parent ends its loaders when it has
+    finished, by SIGTERM only if they do not answer.
+
+    Args:
+        worker: number of the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))

@@ -23,7 +23,7 @@ _HEADERS, _DECODED, _PER_IMAGE = 500, 100, 100_000
 # The values between these percentiles become 0 to 255, so a few hot pixels do not darken the rest.
 _PERCENTILES = (0.1, 99.9)
 # Formats whose further pages are previews, or layers of the first page.
-_ONE_PICTURE = ("MPO", "PSD")
+ONE_PICTURE = ("MPO", "PSD")
 
 
 @runtime_checkable
@@ -172,7 +172,7 @@ def _header(file: Path | BinaryIO, page: int) -> _Header | None:
         return None
     try:
         with Image.open(file) as image:
-            pages = image.format not in _ONE_PICTURE and getattr(image, "is_animated", False)
+            pages = image.format not in ONE_PICTURE and getattr(image, "is_animated", False)
             if page:
                 image.seek(page)
             colors = image.mode.startswith(("RGB", "LA", "CMYK"))

@@ -7,14 +7,16 @@ class folders keep.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from botvision.data.archives import check_end
 from botvision.data.images import open_image
 from botvision.data.listing import (
     LeftOut,
@@ -137,6 +139,13 @@ class WebDataset:
             file.seek(offset)
             return io.BytesIO(file.read(size))
 
+    def without_images(self, images: Collection[int]) -> WebDataset:
+        """The split without the images at some indices."""
+        other = copy.copy(self)
+        other.images = [image for i, image in enumerate(self.images) if i not in images]
+        other.labels = [label for i, label in enumerate(self.labels) if i not in images]
+        return other
+
     def summary(self) -> str:
         """One line: how many images of how many classes, and what was left out."""
         left_out = f" (left out: {self.left_out})" if self.left_out else ""
@@ -172,10 +181,7 @@ def _members(
                     )
                 label = int(text)
             yield str(path.with_suffix("")), (member.name, member.offset_data, member.size), label
-        rest = shard.stat().st_size - tar.offset
-    # A tar ends with blocks of zeros that fill a record.
-    if not 0 < rest <= tarfile.RECORDSIZE:
-        raise UserError(f"{shard}: cut off, its end is missing; download or write it again")
+        check_end(tar)
 
 
 def _names(file: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -26,6 +27,7 @@ from botvision.data.classification import (
     readable_names,
     train_transform,
 )
+from botvision.data.fingerprint import fingerprint
 from botvision.data.formats import ClassificationSource, classification_splits
 from botvision.data.loaders import eval_loader
 from botvision.data.samplers import sample_images
@@ -35,6 +37,7 @@ from botvision.evaluation.classification import ClassificationEvaluator
 from botvision.files import make_folder
 from botvision.models import load_weights
 from botvision.settings import plain
+from botvision.tasks.bad_data import BadData
 from botvision.tasks.checkpoint import ClassifierSpec, save_model
 from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
 from botvision.training.fsdp import shard_if_wanted
@@ -157,14 +160,18 @@ class ClassificationTraining:
         splits = classification_splits(data)
         if "train" not in splits:
             raise UserError(f"{config.data}: has no training split, only {', '.join(splits)}")
-        self.train = splits["train"](None)
+        self.bad_data = BadData(config)
+        self.train = self.bad_data.open("train", lambda _: splits["train"](None))
         if len(self.train.classes) < 2:
             raise UserError(
                 f"{self.train.summary()}; a classifier needs at least two classes, so add a "
                 "folder or label of another one"
             )
         self.held_out = next((name for name in ("val", "test") if name in splits), "")
-        self.val = splits[self.held_out](self.train.classes) if self.held_out else None
+        self.val = None
+        if self.held_out:
+            opener = splits[self.held_out]
+            self.val = self.bad_data.open(self.held_out, lambda _: opener(self.train.classes))
         self.images = len(self.train)
         self.config, self.notices = settle_pixels(config, self.train, self.val)
         if config.mixup or config.cutmix:
@@ -175,9 +182,24 @@ class ClassificationTraining:
                     f"`batch_size` that is a multiple of {2 * parts}"
                 )
 
+    @functools.cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The task, the image size, the classes, and a fingerprint of each split."""
+        spec = ClassifierSpec.of(self.config, self.train.classes)
+        splits = {"train": self.train, self.held_out: self.val}
+        return {
+            "task": "classification",
+            "image_size": spec.image_size,
+            "pixel_range": plain(spec.pixel_range),
+            "classes": list(spec.classes),
+            "data": {k: fingerprint(split) for k, split in splits.items() if split is not None},
+        }
+
     def training(self, steps: int, process: Process) -> Training:
         """Build the classifier, its data sets and its validation."""
         config = self.config
+        if process.rank == 0:
+            self.bad_data.write()
         torch.manual_seed(config.seed)
         objects = ["impl"] if self.impl is not None else []
         spec = ClassifierSpec.of(config, self.train.classes, objects)
@@ -186,6 +208,7 @@ class ClassificationTraining:
         model = spec.build(impl=self.impl, regularization=rates)
         summary = [data.summary() for data in (self.train, self.val) if data is not None]
         summary += self.notices
+        summary += self.bad_data.summary()
         if config.weights is not None:
             summary.append(str(load_weights(model, config.weights)))
         summary.append(f"{config.model}, classification, {spec.image_size} px")
@@ -210,12 +233,7 @@ class ClassificationTraining:
             validation=validation,
             save=functools.partial(save_model, model, spec),
             summary=summary,
-            resolved={
-                "task": "classification",
-                "image_size": spec.image_size,
-                "pixel_range": plain(spec.pixel_range),
-                "classes": list(spec.classes),
-            },
+            resolved=self.resolved,
         )
 
 

@@ -18,6 +18,7 @@ from botvision.data.detection import DetectionData
 from botvision.data.formats import ClassificationSource, DetectionSource
 from botvision.evaluation.evaluator import Evaluator, Metrics
 from botvision.evaluation.report import print_limit
+from botvision.files import make_folder
 from botvision.settings import make_config
 from botvision.tasks.classification import classification_pass
 from botvision.tasks.detection import detection_pass
@@ -92,7 +93,7 @@ def evaluate(
         )
     path = Path(run)
     folder = Run(config.out or (path if path.is_dir() else path.parent))
-    folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path.resolve())  # it may be a link, since the user has named it
     folder.write_metrics({**facts, "precision": model.precision, **evaluation.metrics})
     for evaluator in evaluation.evaluators:
         evaluator.report(folder.predictions, console)

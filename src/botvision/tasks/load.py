@@ -317,7 +317,10 @@ def survey_files(paths: Iterable[str | PathLike[str]], pixels: Pixels) -> list[s
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    inside = sorted(file for file in path.iterdir() if is_image(file.name))
+    try:
+        inside = sorted(file for file in path.iterdir() if is_image(file.name))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be listed ({error.strerror}); check the folder") from error
     if not inside:
         raise UserError(f"{path}: no image files in this folder")
     return inside

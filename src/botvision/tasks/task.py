@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import lightning as L
 
@@ -34,6 +34,10 @@ class Task(Protocol):
     @property
     def config(self) -> TrainConfig:
         """The settings, including those that depend on the data."""
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What the settings and the data determine, for the run's config.yaml."""
 
     def training(self, steps: int, process: Process) -> Training:
         """Build the model, its data sets and its validation for a run of ``steps`` steps."""

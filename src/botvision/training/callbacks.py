@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from botvision.evaluation.evaluator import Evaluator, Metrics, TaskEvaluator
 from botvision.training.run import Run
-
-# What an evaluation logs for early stopping: the task's main metric, larger being better.
-SCORE = "score"
 
 
 def ends_inside_a_step(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether more parts of a step follow after this batch."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+
+
+class BatchCount(Callback):
+    """Resumes with another ``accumulate``: Lightning's checkpoints count micro-batches.
+
+    Lightning would see the end of the data too early, and begin again with the first batch.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count the micro-batches of this run's steps."""
+        count = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        missing = checkpoint["global_step"] * trainer.accumulate_grad_batches - count["ready"]
+        for name in count:
+            count[name] += missing
 
 
 class DataWait(Callback):
@@ -160,15 +173,15 @@ class ProgressLines(Callback):
 class Evaluation(Callback):
     """Drives evaluators through Lightning's validation loop.
 
-    The first one is the task's: its score decides whether the model is the best so far, which
-    survives a resume. ``metrics`` are those of all evaluators in the last pass, ``step`` is when it
-    was.
+    The first one is the task's: its score decides whether the model is the best so far. What it has
+    decided is part of a checkpoint. ``metrics`` are those of all evaluators in the last pass.
 
     Args:
         evaluators: at least one.
         run: gets an event, the metrics and the best model; None only computes them.
         facts: of the split, for the metrics.
         save: writes the model, see ``Training.save``.
+        logged: steps whose evaluation an earlier process has written, whatever the checkpoint has.
     """
 
     def __init__(
@@ -177,17 +190,33 @@ class Evaluation(Callback):
         run: Run | None = None,
         facts: Mapping[str, Any] | None = None,
         save: Callable[[Path, bool], None] = lambda path, writes: None,
+        logged: Collection[int] = (),
     ) -> None:
         self.evaluators = evaluators
-        self.run, self.facts, self.save = run, facts or {}, save
-        self.best = -1.0
-        self.metrics: Metrics = {}
+        self.run, self.facts, self.save, self.logged = run, facts or {}, save, logged
+        self.best = -math.inf
+        self.since_best = 0
         self.step = -1
+        self.metrics: Metrics = {}
+        self.broken_off = False
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Forget the last pass."""
+        self.broken_off = False
         for evaluator in self.evaluators:
             evaluator.reset()
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save the model before its first evaluation, which may fail."""
+        if batch_idx == 0 and self.run is not None and self.best == -math.inf:
+            self.save(self.run.weights, self.run.writes)
 
     def on_validation_batch_end(
         self,
@@ -203,74 +232,44 @@ class Evaluation(Callback):
             evaluator.update(outputs["predictions"], batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Compute the metrics."""
+        """Compute the metrics, and judge the model by them."""
+        if self.broken_off:
+            return
         self.metrics = {}
         for evaluator in self.evaluators:
             self.metrics |= evaluator.compute()
-        self.step = trainer.global_step
-        task: TaskEvaluator = self.evaluators[0]  # type: ignore[assignment]
-        # Equal in all processes: a mean leaves it as it is.
-        module.log(SCORE, task.score, logger=False, sync_dist=True)
-        best = task.score > self.best
-        self.best = max(self.best, task.score)
+        judged, self.step = self.step, trainer.global_step
         if self.run is None:
             return
+        self.run.write_metrics({"step": self.step, **self.facts, **self.metrics})
+        if judged == self.step:  # a repetition, to draw and report what was lost
+            return
+        task: TaskEvaluator = self.evaluators[0]  # type: ignore[assignment]
         event = {name: value for name, value in self.metrics.items() if name != "per_class"}
         self.run.log("eval", self.step, **event)
-        self.run.write_metrics({"step": self.step, **self.facts, **self.metrics})
-        if best:
+        first, better = self.best == -math.inf, task.score > self.best
+        self.best = max(self.best, task.score)
+        self.since_best = 0 if better else self.since_best + 1
+        # A score below 0 means that there is nothing to judge by: the last model is kept.
+        if not first and (better or task.score < 0):
             self.save(self.run.weights, self.run.writes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the best score in checkpoints."""
-        return {"best": self.best}
+        """Keep what was judged in checkpoints."""
+        return {"best": self.best, "since_best": self.since_best, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score back from a checkpoint."""
+        """Take over what was judged before the checkpoint."""
         self.best = state_dict["best"]
+        self.since_best = state_dict.get("since_best", self.since_best)
+        self.step = state_dict.get("step", self.step)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the best score from a checkpoint of before version 0.2."""
-        for name in ("CocoEvaluation", "ClassEvaluation"):
-            if name in checkpoint["callbacks"]:
-                self.load_state_dict(checkpoint["callbacks"][name])
-
-
-class Checkpoint(ModelCheckpoint):
-    """Between steps only: a micro-batch leaves gradients that no checkpoint holds."""
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Save if it is time."""
-        if not ends_inside_a_step(trainer, batch_idx):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-class LastCheckpoint(Callback):
-    """At the end, before the moving average replaces the weights."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save."""
-        trainer.save_checkpoint(self.run.checkpoint)
-
-
-class Patience(EarlyStopping):
-    """Lightning's early stopping, but a resumed run has the patience that it is given now."""
-
-    def __init__(self, evaluations: int) -> None:
-        super().__init__(SCORE, patience=evaluations, mode="max")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the count and the best score."""
-        super().load_state_dict({**state_dict, "patience": self.patience})
+        """Take over the states of version 0.1 and of Lightning's early stopping."""
+        for name, state in checkpoint["callbacks"].items():
+            if name in ("CocoEvaluation", "ClassEvaluation"):
+                self.load_state_dict(state)
+            elif name.startswith("Patience"):
+                self.since_best = state["wait_count"]

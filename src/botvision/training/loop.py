@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from botvision.attention.products import exact_products
 from botvision.config import TrainConfig
+from botvision.data.loaders import outlive_signals
 from botvision.data.samplers import StepBatches
 from botvision.device import Process, peak_memory, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.evaluator import Evaluator, TaskEvaluator
 from botvision.training.callbacks import DataWait, Evaluation, EventLog
+from botvision.training.control import RunControl
+from botvision.training.fsdp import check_sharding
 from botvision.training.processes import Processes
 from botvision.training.run import Run
+from botvision.training.signals import StopSignals
 from botvision.training.trainer import training_trainer
 
 
@@ -80,6 +85,7 @@ def fit(
     steps: int,
     process: Process,
     processes: Processes,
+    signals: StopSignals,
     evaluators: Sequence[Evaluator] = (),
     console: Console,
 ) -> None:
@@ -93,11 +99,13 @@ def fit(
         steps: length of the run.
         process: this process.
         processes: the processes of the run, which have not started yet.
+        signals: the signals that stop the run.
         evaluators: further metrics.
         console: where to print.
 
     Raises:
         UserError: early stopping without a validation split, or a non-finite loss.
+        Stopped: a signal has stopped the run, which is saved.
     """
     validation = training.validation
     if validation is None and config.patience:
@@ -113,38 +121,52 @@ def fit(
     )
     if start:
         run.check_model(training.module)
+        check_sharding(config, run.parameter_groups)
         console.print(f"resuming from step {start}")
     resolved = {"steps": steps, "learning_rate": config.peak_lr, "parameters": parameters}
-    run.write_config(config, {**resolved, **training.resolved})
+
+    def begin() -> None:
+        run.rewind()
+        run.write_config(config, {**resolved, **training.resolved})
 
     wait = DataWait()
     callbacks: list[L.Callback] = [wait, EventLog(run, training.images, config.batch_size, wait)]
     evaluation = None
     if validation is not None:
         every = [validation.evaluator, *evaluators]
-        evaluation = Evaluation(every, run, validation.facts, training.save)
+        logged = run.evaluated_steps()
+        evaluation = Evaluation(every, run, validation.facts, training.save, logged)
         callbacks.append(evaluation)
     processes.start(config.devices)
-    trainer = training_trainer(config, run, steps, callbacks)
+    control = RunControl(config, run, steps, signals, evaluation, begin)
+    average = EMAWeightAveraging(decay=config.ema_decay) if config.ema_decay else None
+    trainer = training_trainer(config, run, steps, callbacks, average, control)
     if config.compile:
         # A detector's heads see another number of proposals every time.
         getattr(training.model, "backbone", training.model).compile()
+    if start >= steps:  # Lightning begins nothing then, and ends nothing
+        begin()
     if steps:
         with exact_products():
             trainer.fit(
                 training.module,
                 _loader(training, config, start, steps, process),
-                validation.loader if validation is not None and config.eval_steps else None,
+                validation.loader if validation is not None else None,
                 ckpt_path=run.checkpoint if start else None,
                 weights_only=True,
             )
+    if start >= steps > 0 and average is not None:
+        average.on_train_end(trainer, training.module)
     stop = trainer.global_step
+    signals.stopped_at(stop, steps)
+    signals.raise_if_received()
     if stop < steps:
         console.print(f"stopped at step {stop}: {config.patience} evaluations without a better one")
     if validation is None or evaluation is None:
         training.save(run.weights, run.writes)
     else:
-        if evaluation.step != stop:
+        # Of no steps, or to draw and report what an earlier process has evaluated.
+        if not evaluation.metrics:
             with exact_products():
                 trainer.validate(training.module, validation.loader, verbose=False)
         if process.rank == 0:
@@ -176,5 +198,6 @@ def _loader(
         batch_sampler=batches,
         num_workers=worker_count(config.workers, config.device),
         collate_fn=training.collate_fn,
+        worker_init_fn=outlive_signals,
         pin_memory=config.device == "cuda",
     )

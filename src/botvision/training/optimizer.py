@@ -61,3 +61,27 @@ def make_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> Optimiz
         optimizer, lambda step: learning_rate_factor(step, steps, config)
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def current_settings(trainer: L.Trainer) -> list[dict[str, Any]]:
+    """Return the settings of the optimizer's parameter groups, such as the learning rate."""
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in trainer.optimizers[0].param_groups
+    ]
+
+
+def restore_settings(trainer: L.Trainer, settings: list[dict[str, Any]]) -> None:
+    """Give a resumed run the settings that it was started with, not those of its checkpoint.
+
+    Args:
+        trainer: the trainer, which has loaded the checkpoint.
+        settings: those of ``current_settings`` before.
+    """
+    schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+    schedule.base_lrs = [group["initial_lr"] for group in settings]
+    for group, own, factor in zip(
+        trainer.optimizers[0].param_groups, settings, schedule.lr_lambdas, strict=True
+    ):
+        group.update(own)
+        group["lr"] = own["initial_lr"] * factor(schedule.last_epoch)

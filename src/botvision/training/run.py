@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
 from botvision.config import TrainConfig
 from botvision.environment import versions
 from botvision.errors import UserError
-from botvision.files import write_text
+from botvision.files import append_text, make_folder, remove_temporaries, write_text
 from botvision.settings import plain
+from botvision.training.checkpoints import read_checkpoint
+from botvision.training.lock import lock_folder
 
 
 class Run:
@@ -41,6 +42,8 @@ class Run:
         self.weights = self.path / "best.safetensors"
         self.plots = self.path / "plots"
         self.predictions = self.path / "predictions"
+        # Of the checkpoint to resume from, until the run is resumed.
+        self._content: dict[str, Any] = {}
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -53,7 +56,10 @@ class Run:
         """The last evaluation; empty if there was none."""
         if not self.metrics_file.exists():
             return {}
-        metrics: dict[str, Any] = json.loads(self.metrics_file.read_text(encoding="utf-8"))
+        try:
+            metrics: dict[str, Any] = json.loads(self.metrics_file.read_bytes())
+        except ValueError as error:
+            raise UserError(f"{self.metrics_file}: damaged; evaluate the run again") from error
         return metrics
 
     @property
@@ -68,33 +74,73 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings in ``config.yaml``; empty if there is none."""
+        return {k: v for k, v in self.config.items() if k not in ("resolved", "versions")}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of ``config.yaml``; empty if there is none."""
         if not self.config_file.is_file():
             return {}
-        settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        return {k: v for k, v in settings.items() if k not in ("resolved", "versions")}
+        try:
+            config = yaml.safe_load(self.config_file.read_bytes())
+        except (yaml.YAMLError, ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict):
+            raise UserError(
+                f"{self.config_file}: damaged; restore it, or delete it and give the settings of "
+                "the run again"
+            )
+        return config
 
-    def begin(self, *, resume: bool) -> int:
-        """Make the folder, or find where its run stopped.
+    def check(self, *, resume: bool) -> None:
+        """Check that the run can be started here, without a change to anything.
+
+        Raises:
+            UserError: the folder is a file, or holds a run already and ``resume`` is not wanted.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file; give another `out`")
+        if not resume and (self.events_file.exists() or self.checkpoint.exists()):
+            raise UserError(
+                f"{self.path}: holds a run already; add `resume` to continue it, or give another "
+                "`out`"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder, and keep other trainings out of it.
+
+        Raises:
+            UserError: another process trains in the folder, or it cannot be made.
+        """
+        if not self.writes:
+            yield
+            return
+        make_folder(self.path.resolve())  # it may be a link, since the user has named it
+        with lock_folder(self.path):
+            for folder in (self.path, self.checkpoint.parent, self.plots, self.predictions):
+                remove_temporaries(folder)
+            make_folder(self.checkpoint.parent)
+            yield
+
+    def begin(self) -> int:
+        """Read and check the last checkpoint.
 
         Returns:
             The step to resume from; 0 without a checkpoint.
 
         Raises:
-            UserError: it holds a run already and ``resume`` is not wanted, or the checkpoint cannot
-                be read.
+            UserError: the checkpoint is damaged.
         """
-        if not resume and self.events_file.exists():
-            raise UserError(
-                f"{self.path}: holds a run already; add `resume` to continue it, or give another "
-                "`out`"
-            )
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        step = int(self._checkpoint("global_step")) if self.checkpoint.exists() else 0
-        if self.writes and self.events_file.exists():
-            # What came after the checkpoint will come again.
-            kept = [json.dumps(event) + "\n" for event in self._events() if event["step"] <= step]
-            write_text(self.events_file, "".join(kept))
-        return step
+        if not self.checkpoint.exists():
+            return 0
+        self._content = read_checkpoint(self.checkpoint)
+        return int(self._content["global_step"])
+
+    @property
+    def parameter_groups(self) -> list[list[int]]:
+        """The parameter groups of the checkpoint's optimizer, as numbers of parameters."""
+        return [group["params"] for group in self._content["optimizer_states"][0]["param_groups"]]
 
     def check_model(self, module: nn.Module) -> None:
         """Refuse to resume with another model than the checkpoint's.
@@ -103,7 +149,7 @@ class Run:
             UserError: a tensor of the checkpoint or of ``module`` is missing in the other, or has
                 another shape.
         """
-        theirs, own = self._checkpoint("state_dict"), module.state_dict()
+        theirs, own = self._content["state_dict"], module.state_dict()
         for name in sorted(theirs.keys() | own.keys()):
             if name not in theirs or name not in own or theirs[name].shape != own[name].shape:
                 raise UserError(
@@ -111,17 +157,28 @@ class Run:
                     "the settings and objects that it was trained with, or give another `out`"
                 )
 
-    def _checkpoint(self, entry: str) -> Any:
-        """An entry of the checkpoint, on the CPU."""
-        try:
-            # A checkpoint of a stranger is not to run code.
-            content = torch.load(self.checkpoint, map_location="cpu", mmap=True, weights_only=True)
-            return content[entry]
-        except (RuntimeError, KeyError, EOFError, OSError, UnpicklingError) as error:
-            raise UserError(
-                f"{self.checkpoint}: not a readable checkpoint of tensors and plain values; delete "
-                "it to start the run again"
-            ) from error
+    def evaluated_steps(self) -> set[int]:
+        """The steps whose evaluation is in ``metrics.jsonl``."""
+        return {event["step"] for event in self._events() if event["event"] == "eval"}
+
+    def rewind(self) -> None:
+        """Remove the events after the checkpoint, which will occur again.
+
+        A checkpoint may precede the evaluation of its step.
+        """
+        step = evaluated = -1
+        if self._content:
+            step = int(self._content["global_step"])
+            evaluated = self._content["callbacks"].get("Evaluation", {}).get("step", -1)
+        self._content = {}
+        if not self.writes or not self.events_file.exists():
+            return
+        kept = [
+            json.dumps(event) + "\n"
+            for event in self._events()
+            if event["step"] <= (evaluated if event["event"] == "eval" else step)
+        ]
+        write_text(self.events_file, "".join(kept))
 
     def write_config(self, config: TrainConfig, resolved: Mapping[str, Any]) -> None:
         """Write all settings, what was resolved from them, and the versions that ran."""
@@ -134,8 +191,7 @@ class Run:
         """Append one event, a line of JSON."""
         if not self.writes:
             return
-        with self.events_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        append_text(self.events_file, json.dumps({"event": event, "step": step, **values}) + "\n")
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write the last evaluation."""
@@ -164,11 +220,19 @@ class Run:
     def _events(self) -> Iterator[dict[str, Any]]:
         if not self.events_file.exists():
             return
-        for line in self.events_file.read_text(encoding="utf-8").splitlines():
+        lines = self.events_file.read_bytes().splitlines()
+        for number, line in enumerate(lines, 1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:  # cut off by a kill
-                continue
+                event = json.loads(line)
+                if not isinstance(event["event"], str) or not isinstance(event["step"], int):
+                    raise ValueError
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
+                if number == len(lines):  # cut off by a kill
+                    return
+                raise UserError(
+                    f"{self.events_file}: line {number} is damaged; restore it, or delete the line"
+                ) from error
+            yield event
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

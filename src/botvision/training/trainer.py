@@ -6,7 +6,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -18,7 +17,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from rich.console import Console
 
 from botvision.config import Device, Dtype, TrainConfig
-from botvision.training.callbacks import Checkpoint, LastCheckpoint, Patience, ProgressLines
+from botvision.training.callbacks import BatchCount, ProgressLines
+from botvision.training.checkpoints import AtomicCheckpointIO
+from botvision.training.control import LastCheckpoint, RunControl
 from botvision.training.fsdp import WholeEvaluation
 from botvision.training.run import Run
 
@@ -108,7 +109,12 @@ def _strategy(config: TrainConfig) -> str | Strategy:
 
 
 def training_trainer(
-    config: TrainConfig, run: Run, steps: int, callbacks: Sequence[Callback]
+    config: TrainConfig,
+    run: Run,
+    steps: int,
+    callbacks: Sequence[Callback],
+    average: EMAWeightAveraging | None,
+    control: RunControl,
 ) -> L.Trainer:
     """A trainer of ``steps`` steps that Lightning sees as one epoch.
 
@@ -119,7 +125,9 @@ def training_trainer(
         config: settings of the run, without ``"auto"`` for the device and the precision.
         run: run folder, for the checkpoints.
         steps: number of training steps of the run.
-        callbacks: callbacks of the run. Early stopping, progress and checkpoints are added.
+        callbacks: callbacks of the run. The progress and the last checkpoint are added.
+        average: the moving average of the weights, if there is one.
+        control: what saves, evaluates, and ends the run early.
 
     Returns:
         A trainer for the processes of the run, without a logger.
@@ -129,24 +137,20 @@ def training_trainer(
     # own environment for Slurm would handle the signals that requeue a job.
     several = config.devices * config.nodes > 1
     environment = TorchElasticEnvironment() if several else LightningEnvironment()
-    checkpoints: dict[str, Any] = {
-        "dirpath": run.checkpoint.parent,
-        "filename": run.checkpoint.stem,
-        "enable_version_counter": False,
-    }
     return L.Trainer(
         accelerator="gpu" if config.device == "cuda" else config.device,
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=_strategy(config),
-        plugins=[environment],
+        plugins=[environment, AtomicCheckpointIO()],
         precision=_PRECISIONS[config.precision],
         max_epochs=-1,
         max_steps=steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_norm or None,
-        val_check_interval=config.eval_steps * config.accumulate or None,
-        check_val_every_n_epoch=None if config.eval_steps else 1,
+        # `RunControl` decides when to evaluate and to save.
+        check_val_every_n_epoch=sys.maxsize,
+        enable_checkpointing=False,
         num_sanity_val_steps=0,
         sync_batchnorm=config.norm == "sync",
         use_distributed_sampler=False,
@@ -156,15 +160,11 @@ def training_trainer(
         callbacks=[
             *callbacks,
             WholeEvaluation(),
-            # After the evaluation, which logs what it watches.
-            *([Patience(config.patience)] if config.patience else []),
+            BatchCount(),
             *_progress(steps),
             LastCheckpoint(run),
             # After the evaluation, which saves the weights that the average has put in place.
-            *([EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay else []),
-            Checkpoint(every_n_train_steps=config.checkpoint_steps, **checkpoints),
-            Checkpoint(
-                train_time_interval=timedelta(minutes=config.checkpoint_minutes), **checkpoints
-            ),
+            *([average] if average is not None else []),
+            control,
         ],
     )
