@@ -36,7 +36,6 @@ from botvision.errors import UserError
 from botvision.evaluation.classification import ClassificationEvaluator
 from botvision.files import make_folder
 from botvision.models import load_weights
-from botvision.settings import plain
 from botvision.tasks.bad_data import BadData
 from botvision.tasks.checkpoint import ClassifierSpec, save_model
 from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
@@ -190,7 +189,6 @@ class ClassificationTraining:
         return {
             "task": "classification",
             "image_size": spec.image_size,
-            "pixel_range": plain(spec.pixel_range),
             "classes": list(spec.classes),
             "data": {k: fingerprint(split) for k, split in splits.items() if split is not None},
         }

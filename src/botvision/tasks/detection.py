@@ -39,7 +39,6 @@ from botvision.detection.weights import load_detector_weights
 from botvision.device import Process, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.coco import CocoEvaluator
-from botvision.settings import plain
 from botvision.tasks.bad_data import BadData
 from botvision.tasks.checkpoint import DetectorSpec, save_model
 from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
@@ -217,7 +216,6 @@ class DetectionTraining:
         splits = {"train": self.train, "val": self.val}
         return {
             "task": self.task,
-            "pixel_range": plain(self.config.pixel_range),
             "categories": dict(zip(self.categories.ids, self.categories.names, strict=True)),
             "data": {k: fingerprint(split) for k, split in splits.items() if split is not None},
         }
