@@ -230,7 +230,7 @@ def test_an_archive_with_the_waste_of_a_system(root, tmp_path, monkeypatch):
 def test_a_folder_for_predict_is_listed_alike(tmp_path):
     from botvision.tasks.load import read_images
 
-    for name in ("1.TIF", "2.webp", "._2.webp", ".3.png", "notes.txt", "a.h5"):
+    for name in ("1.TIF", "2.webp", "._2.webp", ".3.png", "notes.txt", "a.h5", "a.eps"):
         image(tmp_path / "1.png")
         (tmp_path / name).write_bytes((tmp_path / "1.png").read_bytes())
     read = [file.name for file, _ in read_images(tmp_path)]

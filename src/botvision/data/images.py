@@ -1,7 +1,9 @@
 """Opening any image file as the 8-bit RGB picture that its annotations describe."""
 
+import contextlib
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +25,25 @@ if Image.MAX_IMAGE_PIXELS is not None:  # else the program that uses this librar
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2)
 # Pillow would run Ghostscript, a program, on the content.
 Image.init()
-_FORMATS = [name for name in Image.ID if name != "EPS"]
+FORMATS = [name for name in Image.ID if name != "EPS"]
+
+
+@contextlib.contextmanager
+def open_stored(file: Path | BinaryIO, page: int = 0) -> Iterator[Image.Image]:
+    """Open a page of an image file as it is stored, without decoding it.
+
+    Args:
+        file: path of the image file, or the file opened in binary mode.
+        page: page of a multi-page file, from 0.
+
+    Yields:
+        The image in any mode. Opening and decoding raise one of ``DECODE_ERRORS``.
+    """
+    # Pillow warns of large images and of damaged metadata, which change nothing.
+    with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+        if page:
+            image.seek(page)
+        yield image
 
 
 def open_image(
@@ -57,13 +77,7 @@ def open_image(
     path = name or file
     _check_regular(file)
     try:
-        # Pillow warns of large images and of damaged metadata, which change nothing.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(file, formats=_FORMATS) as opened,
-        ):
-            if pixels.page:
-                opened.seek(pixels.page)
+        with open_stored(file, pixels.page) as opened:
             opened.load()
             stored = as_unsigned(opened)
             upright = ImageOps.exif_transpose(stored) if _turned(stored) else stored

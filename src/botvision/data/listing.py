@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from botvision.data.images import DECODE_ERRORS
+from botvision.data.images import DECODE_ERRORS, FORMATS, open_stored
 from botvision.errors import UserError
 
 # What file managers, Windows, macOS and network storage leave in folders and archives.
@@ -30,9 +30,10 @@ def is_hidden(name: str) -> bool:
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """Return the extensions of the formats that Pillow decodes, in lower case with their dot."""
+    """Return the extensions of the formats that are read, in lower case with their dot."""
+    formats = {*FORMATS} - _UNDECODED
     known = Image.registered_extensions()
-    return frozenset(e for e, format_ in known.items() if format_ in Image.OPEN.keys() - _UNDECODED)
+    return frozenset(extension for extension, name in known.items() if name in formats)
 
 
 def is_image(name: str) -> bool:
@@ -147,7 +148,7 @@ def opens(file: Path) -> bool:
     if not file.is_file():  # a pipe would block
         return False
     try:
-        with Image.open(file):
+        with open_stored(file):
             return True
     except Image.DecompressionBombError:
         return True

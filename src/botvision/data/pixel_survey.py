@@ -11,10 +11,9 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from botvision.config import PixelRange
-from botvision.data.images import DECODE_ERRORS
+from botvision.data.images import DECODE_ERRORS, open_stored
 from botvision.data.pixels import Pixels, as_unsigned, is_deep
 
 # Images of each file extension whose headers are read, images whose pixels are read, and pixels of
@@ -171,13 +170,14 @@ def _header(file: Path | BinaryIO, page: int) -> _Header | None:
     if isinstance(file, Path) and not file.is_file():
         return None
     try:
-        with Image.open(file) as image:
+        with open_stored(file, page) as image:
             pages = image.format not in ONE_PICTURE and getattr(image, "is_animated", False)
-            if page:
-                image.seek(page)
             colors = image.mode.startswith(("RGB", "LA", "CMYK"))
             return _Header(
-                is_deep(image), image.mode == "F", pages, colors and ";16" in str(image.tile)
+                is_deep(image),
+                image.mode == "F",
+                pages,
+                colors and ";16" in str(getattr(image, "tile", "")),
             )
     except DECODE_ERRORS:
         return None
@@ -186,9 +186,7 @@ def _header(file: Path | BinaryIO, page: int) -> _Header | None:
 def _values(file: Path | BinaryIO, page: int) -> NDArray[np.float64]:
     """Return finite values of an image of more than 8 bits; none if it cannot be read."""
     try:
-        with Image.open(file) as image:
-            if page:
-                image.seek(page)
+        with open_stored(file, page) as image:
             values = np.asarray(as_unsigned(image)).reshape(-1)
     except DECODE_ERRORS:
         return np.empty(0)

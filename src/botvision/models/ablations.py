@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -13,7 +12,7 @@ from botvision.attention.functional import attend, no_autocast
 from botvision.attention.implementation import Implementation
 from botvision.attention.module import Position, RelativeAttention2d
 from botvision.config import TableResize
-from botvision.models.surgery import BOTTLENECKS
+from botvision.models.surgery import BOTTLENECKS, map_size, map_stride
 
 ResNetT = TypeVar("ResNetT", bound=nn.Module)
 Stage = Literal["c4", "c5"]
@@ -60,16 +59,12 @@ def insert_bot(
         ValueError: a stage is not c4 or c5, has fewer than two bottleneck blocks, or already has
             such a block.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     for stage in stages:
         blocks = _blocks(resnet, stage)
-        # The stem's stride is 4. Rounding up at each stride is the same as rounding up once.
-        first: Any = [getattr(resnet, f"layer{n}")[0] for n in range(1, int(stage[1]))]
-        reduction = 4 * math.prod(block.stride for block in first)
         block = _fresh(blocks[-1])
         block.conv2 = RelativeAttention2d(
             block.conv1.out_channels,
-            (-(-height // reduction), -(-width // reduction)),
+            map_size(image_size, map_stride(resnet, int(stage[1]) - 1)),
             num_heads=num_heads,
             position=position,
             content=content,

@@ -47,7 +47,8 @@ class BotNet(_PositionNet):
         se_in_bot: whether attention blocks keep the squeeze and excitation of the ResNet's blocks.
             The text of the paper's first version has it in the ResNet's own blocks only, but the
             published parameters count it in every block.
-        **kwargs: keyword arguments of timm's ``ResNet`` and of ``to_botnet``.
+        **kwargs: keyword arguments of timm's ``ResNet`` and of ``to_botnet``. With
+            ``output_stride=16`` the last stage has stride 1.
     """
 
     surgery = staticmethod(to_botnet)
@@ -166,8 +167,14 @@ def _create(
             "as the paper does: set `weights`, or call botvision.load_weights(model, FILE)"
         )
     model_args = {"block": Bottleneck, **paper_args, **kwargs}
+    output_strides, reason = [8, 16, 32], ""
     if has_position_tables(name):
         model_args.setdefault("img_size", _IMAGE_SIZES.get(name, 224))
+        output_strides, reason = [16, 32], ", since attention has no dilation"
+    output_stride = model_args.get("output_stride", 32)
+    if output_stride not in output_strides:
+        listed = " or ".join(map(str, output_strides))
+        raise UserError(f"{name}: output_stride is {listed}, not {output_stride}{reason}")
     try:
         model: nn.Module = build_model_with_cfg(_NETWORKS[name], name, pretrained, **model_args)
     except ValueError as error:
