@@ -15,7 +15,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(data, out, *more, launcher=(sys.executable,)):
-    settings = [*TINY_SETTINGS, "--batch-size", "4", "--milestones", "[2, 2]"]
+    settings = [
+        *TINY_SETTINGS,
+        "--batch-size",
+        "4",
+        "--milestones",
+        "[1, 1]",
+        "--warmup-steps",
+        "0",
+    ]
     arguments = [data, *settings, "--out", out, *more]
     return [*launcher, "-m", "botvision", "train", *map(str, arguments)]
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from botvision.evaluation.evaluator import Evaluator
     from botvision.models import create_model, list_models, load_weights, to_botnet
     from botvision.settings import load_recipe
+    from botvision.tasks.check import check
     from botvision.tasks.evaluate import evaluate
     from botvision.tasks.load import load
     from botvision.tasks.train import train
@@ -52,6 +53,7 @@ _HOME = {
     "Run": "botvision.training.run",
     "UserError": "botvision.errors",
     "build_detector": "botvision.detection",
+    "check": "botvision.tasks.check",
     "create_model": "botvision.models",
     "evaluate": "botvision.tasks.evaluate",
     "list_models": "botvision.models",
@@ -77,6 +79,7 @@ __all__ = [
     "attention",
     "bench",
     "build_detector",
+    "check",
     "create_model",
     "data",
     "detection",

@@ -17,8 +17,10 @@ DetectionTask = Literal["segmentation", "detection"]
 Norm = Literal["plain", "sync", "frozen"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "16"]
+PixelRange = tuple[float, float]
 Dtype = Literal["32", "bf16", "16"]
 Strategy = Literal["ddp", "fsdp"]
+BadDataMode = Literal["error", "skip"]
 Mode = Literal["forward", "train"]
 MaskFormat = Literal["rle", "polygon"]
 TableResize = Literal["slice", "interpolate"]
@@ -80,6 +82,11 @@ class TrainConfig:
             whole model. Detectors also accept a file or name of a torchvision detector, such as
             maskrcnn_resnet50_fpn.
         norm: Batch norm: plain, sync (statistics over all processes) or frozen.
+        pixel_range: Values that become black and white in images with more than 8 bits: two
+            numbers, or auto for the 0.1 and 99.9 percentile of a sample of the training images.
+            It is stored with the model. 8-bit images are never changed.
+        page: Page of multi-page files (TIFF stacks, animated GIF), counted from 0. It is stored
+            with the model.
         epochs: Passes over the training split.
         max_steps: Number of training steps, instead of `epochs`. 0 only evaluates `weights`.
         batch_size: Global batch size: images per training step, split over `accumulate`
@@ -108,6 +115,9 @@ class TrainConfig:
             it.
         checkpoint_steps: Save a checkpoint every this many steps.
         checkpoint_minutes: Also save a checkpoint this many minutes after the last one.
+        bad_data: What to do about malformed annotations and images that cannot be read: error, or
+            skip, which reads all images before the first step and lists what it leaves out in the
+            run's skipped.json.
         seed: Random seed of the weights, the order of the data and its augmentation.
         device: Device: auto, cpu, cuda or mps.
         devices: Number of processes on each machine, each with its own device. Under torchrun or
@@ -127,6 +137,8 @@ class TrainConfig:
     model_args: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     norm: Norm = "plain"
+    pixel_range: PixelRange | Literal["auto"] | None = "auto"
+    page: int = 0
     epochs: float = 12
     max_steps: int | None = None
     batch_size: int = 4
@@ -149,6 +161,7 @@ class TrainConfig:
     patience: int = 0
     checkpoint_steps: int = 500
     checkpoint_minutes: float = 10.0
+    bad_data: BadDataMode = "error"
     seed: int = 0
     device: Device = "auto"
     devices: int = 1
@@ -276,6 +289,10 @@ class EvaluateConfig:
             side, each resized to the model's image size.
         image_size: Side of the input in pixels. By default the run's.
         table_resize: How position tables are fitted to another image size: slice or interpolate.
+        pixel_range: Values that become black and white in images with more than 8 bits. By default
+            the model's.
+        page: Page of multi-page files (TIFF stacks, animated GIF), counted from 0. By default the
+            model's.
         workers: Number of processes that load images. -1 selects it automatically.
         out: Folder for the results. By default the run folder.
         device: Device: auto, cpu, cuda or mps.
@@ -293,6 +310,8 @@ class EvaluateConfig:
     tile: int | None = None
     image_size: int | None = None
     table_resize: TableResize | None = None
+    pixel_range: PixelRange | None = None
+    page: int | None = None
     workers: int = -1
     out: Path | None = None
     device: Device = "auto"
@@ -313,6 +332,10 @@ class PredictConfig:
             side, each resized to the model's image size.
         mask_format: Format of masks: rle (the default) or polygon, which has outer contours only
             and no holes.
+        pixel_range: Values that become black and white in images with more than 8 bits. By default
+            the model's.
+        page: Page of multi-page files (TIFF stacks, animated GIF), counted from 0. By default the
+            model's.
         batch_size: Number of images, or of augmented views, per batch.
         out: Folder for the results. By default RUN/predictions.
         device: Device: auto, cpu, cuda or mps.
@@ -326,10 +349,28 @@ class PredictConfig:
     scales: list[float] | None = None
     tile: int | None = None
     mask_format: MaskFormat | None = None
+    pixel_range: PixelRange | None = None
+    page: int | None = None
     batch_size: int = 1
     out: Path | None = None
     device: Device = "auto"
     precision: Precision = "auto"
+
+
+@dataclass(kw_only=True)
+class CheckConfig:
+    """How a data set is checked.
+
+    Args:
+        task: Task to check for: detection ignores masks, segmentation requires them, classification
+            reads class folders. By default the task of the data.
+        workers: Number of threads that read images. -1 selects it automatically.
+        out: Folder for the contact sheet. By default runs/DATA-check.
+    """
+
+    task: DetectionTask | Literal["classification"] | None = None
+    workers: int = -1
+    out: Path | None = None
 
 
 # The options of evaluation and prediction that apply to only one of the tasks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 
@@ -108,6 +109,13 @@ def worker_count(workers: int, device: str) -> int:
     if workers >= 0:
         return workers
     return min(8, max(1, (os.cpu_count() or 2) - 1)) if device != "cpu" else 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation has failed, on a GPU or on the machine."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(
+        re.search(r"can't allocate memory|out of memory|ALLOC_FAILED", str(error))
+    )
 
 
 def peak_memory(device: str) -> float:

@@ -129,3 +129,12 @@ def test_a_damaged_config_file_is_one_line(capsys, tmp_path, text, message):
     file = tmp_path / "my.yaml"
     file.write_text(text)
     assert f"{file}: {message}" in fail(capsys, "train", "shapes", "--config", file)
+
+
+def test_arguments_of_a_recipe_are_not_blamed_on_the_user(capsys):
+    line = fail(capsys, "train", "shapes", "--recipe", "quick", "--model", "convnext_atto")
+    assert "--model convnext_atto: does not accept the arguments that recipe quick sets" in line
+    assert "with --model-args" in line
+    other = ["--recipe", "quick", "--model", "convnext_atto", "--model-args", "{}"]
+    assert train_config("shapes", *other).model_args == {}
+    assert train_config("shapes", "--recipe", "quick", "--model", "resnet50").model_args

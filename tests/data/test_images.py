@@ -163,7 +163,7 @@ def test_missing_truncated_and_other_files_are_errors_of_one_line(tmp_path):
     text.write_text("not an image\n")
     empty = tmp_path / "empty.png"
     empty.touch()
-    for path in [*broken, text, empty, tmp_path]:
+    for path in [*broken, text, empty]:
         with pytest.raises(UserError, match=r"cannot be read as an image .* replace") as error:
             open_image(path)
         assert str(path) in str(error.value)
@@ -175,5 +175,5 @@ def test_missing_truncated_and_other_files_are_errors_of_one_line(tmp_path):
 def test_an_image_far_too_large_is_an_error(tmp_path, monkeypatch):
     path = save(tmp_path, COLOR)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UserError, match="cannot be read as an image"):
+    with pytest.raises(UserError, match="has more than 268,435,456 pixels"):
         open_image(path)

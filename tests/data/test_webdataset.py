@@ -102,7 +102,7 @@ def test_faults_of_a_shard_are_named(root, tmp_path):
     with tarfile.open(broken, "w") as tar:
         add(tar, "a.png", b"no image")
         add(tar, "a.cls", b"0")
-    with pytest.raises(UserError, match=r"val-0.tar: a: cannot be read as an image"):
+    with pytest.raises(UserError, match=r"val-0.tar: a\.png: cannot be read as an image"):
         WebDataset([broken])[0]
 
 
@@ -149,7 +149,9 @@ def test_shards_hold_every_format_and_count_the_rest(tmp_path, png):
     members += [("0.json", b"{}"), ("1.json", b"{}"), ("index", b"")]
     members += [("._0.png", b"x"), ("__MACOSX/0.cls", b"x"), (".ipynb_checkpoints/0.png", png)]
     data = WebDataset([write_tar(tmp_path / "train-0.tar", *members)])
-    assert [key for _, key, _, _ in data.images] == list("01234")
+    assert [member for _, member, _, _ in data.images] == [
+        *("0.png", "1.TIF", "2.webp", "3.jfif", "4.Bmp"),
+    ]
     assert data.labels == [0, 1, 0, 1, 0]
     assert data.summary().endswith(
         "5 images of 2 classes in 1 shards (left out: 1 without an extension, 2 .json)"
@@ -252,10 +254,10 @@ def test_a_shard_that_is_cut_off_is_refused(tmp_path, png):
     blocks = 6 * 1024 + 512  # three samples and an image's header
     for content in (whole[: 6 * 1024], whole[:blocks], whole[: blocks + 60]):
         shard.write_bytes(content)
-        with pytest.raises(UserError, match=r"train-0.tar: (cut off|not a readable shard)"):
+        with pytest.raises(UserError, match=r"train-0.tar: not a readable shard"):
             WebDataset([shard])
     shard.write_bytes(whole[: 6 * 1024] + bytes(len(whole)))
-    with pytest.raises(UserError, match=r"train-0.tar: cut off"):
+    with pytest.raises(UserError, match=r"train-0.tar: not a readable shard .a part of it is lost"):
         WebDataset([shard])
 
 

@@ -14,6 +14,7 @@ from botvision.config import DetectionTask
 from botvision.data.coco import Split, load_split
 from botvision.data.detection import DetectionDataset, merge_categories
 from botvision.data.jitter import LargeScaleJitter
+from botvision.data.skipped import Skipped
 from botvision.errors import UserError
 from botvision.evaluation.coco import coco_ground_truth, coco_metrics
 
@@ -143,6 +144,15 @@ def _root():
     return Path(_folder.temporary.name)
 
 
+def one_line(load):
+    """What ``load`` returns, or None if it raises a UserError of one line."""
+    try:
+        return load()
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1, str(error)
+        return None
+
+
 def read(data, task):
     """Read a file as training and evaluation do.
 
@@ -157,12 +167,14 @@ def read(data, task):
     root = _root()
     file = root / "annotations" / "instances_train.json"
     file.write_bytes(data)
-    try:
-        split = load_split(Split("train", file, root), task)
-    except UserError as error:
-        assert len(str(error).splitlines()) == 1, str(error)
+    source = Split("train", file, root)
+    skipped: list[Skipped] = []
+    tolerant = one_line(lambda: load_split(source, task, skipped=skipped))
+    split = one_line(lambda: load_split(source, task))
+    if split is None:
         return False
-    split.summary()
+    assert tolerant is not None and not skipped
+    assert tolerant.summary() == split.summary()
     categories = merge_categories(split)
     masks = split.task == "segmentation"
     jitter = LargeScaleJitter(32, (0.5, 2.0))

@@ -172,6 +172,6 @@ class Payload:
 
 def test_a_pickle_with_code_is_refused(tmp_path, capsys):
     torch.save({"weight": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"evil.pth: not a safetensors or weights_only"):
+    with pytest.raises(UserError, match=r"evil.pth: not a readable safetensors or weights_only"):
         botvision.load_weights(small_botnet(), tmp_path / "evil.pth")
     assert "ran code" not in capsys.readouterr().out

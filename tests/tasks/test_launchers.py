@@ -2,12 +2,14 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 from launched import (
@@ -15,7 +17,6 @@ from launched import (
     TORCHRUN,
     command,
     errors,
-    events,
     launch,
     process_of,
     steps,
@@ -37,8 +38,16 @@ def test_torchrun_needs_no_devices(tiny_data, tmp_path):
     assert done.stdout.count("run written to") == 1
 
 
-@pytest.mark.parametrize("rank", [1, 0])
-@BY_LAUNCHER
+@pytest.mark.parametrize(
+    ("launcher", "devices", "rank"),
+    [
+        pytest.param(*LAUNCHERS["command"], 1, id="command-1"),
+        *(
+            pytest.param(*LAUNCHERS[name], rank, id=f"{name}-{rank}", marks=pytest.mark.slow)
+            for name, rank in (("command", 0), ("torchrun", 0), ("torchrun", 1))
+        ),
+    ],
+)
 def test_a_lost_process_ends_the_others(tiny_data, tmp_path, launcher, devices, rank):
     out = tmp_path / "run"
     # In a file, because the other process may outlive the one that is waited for.
@@ -65,11 +74,10 @@ def test_a_lost_process_ends_the_others(tiny_data, tmp_path, launcher, devices, 
         assert "process 1 of 2 was killed by SIGKILL" in line
 
 
+@pytest.mark.slow
 @BY_LAUNCHER
 def test_a_bad_image_of_one_process(tiny_data, tmp_path, launcher, devices):
     """The other process ends without a message of its own."""
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
     image = next((data / "train").glob("*"))
@@ -85,7 +93,11 @@ def test_a_bad_image_of_one_process(tiny_data, tmp_path, launcher, devices):
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--norm", "nothing"], ["--batch-size", "3"], ["--weights", "missing.safetensors"]],
+    [
+        ["--norm", "nothing"],
+        pytest.param(["--batch-size", "3"], marks=pytest.mark.slow),
+        pytest.param(["--weights", "missing.safetensors"], marks=pytest.mark.slow),
+    ],
     ids=" ".join,
 )
 def test_an_error_before_the_training_is_printed_once(tiny_data, tmp_path, wrong):
@@ -96,25 +108,46 @@ def test_an_error_before_the_training_is_printed_once(tiny_data, tmp_path, wrong
     assert "exitcode  : 2" in done.stderr
 
 
+def settings_of(strategy, processes):
+    """Settings with which a step is split into the same two parts."""
+    parts = ["--accumulate", 2 // processes, "--devices", processes, "--strategy", strategy]
+    return ["--norm", "frozen", *parts]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategies", ["ddp ddp", "fsdp fsdp", "ddp fsdp", "fsdp ddp"])
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_resume_with_another_number_of_processes(tiny_data, tmp_path, strategies, before, after):
-    """A step's images do not depend on it, so the losses are those of an uninterrupted run."""
-    settings = ["--norm", "frozen", "--accumulate", "2", "--batch-size", "4"]
-    for out, limits in (("whole", [4]), ("resumed", [2, 4])):
-        for limit, devices, strategy in zip(
-            limits, (before, after), strategies.split(), strict=False
-        ):
-            train(
-                tiny_data,
-                tmp_path / out,
-                *(*settings, "--max-steps", limit, "--devices", devices, "--strategy", strategy),
-                *(["--resume"] if limit != limits[0] else []),
-            )
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        *((("ddp", 1), ("ddp", 2)), (("ddp", 2), ("ddp", 1))),
+        *((("fsdp", 2), ("fsdp", 1)), (("fsdp", 2), ("ddp", 2))),
+    ],
+)
+def test_resume_with_another_number_of_processes(tiny_data, tmp_path, before, after):
+    train(tiny_data, tmp_path / "whole", *settings_of(*before), "--max-steps", 4)
+    out = tmp_path / "resumed"
+    train(tiny_data, out, *settings_of(*before), "--max-steps", 2)
+    train(tiny_data, out, *settings_of(*after), "--max-steps", 4, "--resume")
+    assert steps(out) == [1, 2, 3, 4]
     whole, resumed = (
-        [event["loss"] for event in events(tmp_path / out) if event["event"] == "train"]
-        for out in ("whole", "resumed")
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "resumed")
     )
-    assert len(whole) == len(resumed) == 4
-    assert resumed[:2] == whole[:2]
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [("ddp", 2), ("fsdp", 1)])
+def test_sharded_training_resumes_from_sharded_training_only(tiny_data, tmp_path, before):
+    train(tiny_data, tmp_path / "run", *settings_of(*before), "--max-steps", 2)
+    again = [*settings_of("fsdp", 2), "--max-steps", 4, "--resume"]
+    done = launch(tiny_data, tmp_path / "run", *again)
+    assert done.returncode == 2
+    (line,) = errors(done.stderr)
+    assert line == (
+        "botvision train: error: --strategy fsdp: cannot resume a checkpoint that one process or "
+        "ddp has saved; resume with ddp"
+    )
+    train(tiny_data, tmp_path / "run", *again, "--strategy", "ddp")
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]

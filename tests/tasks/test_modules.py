@@ -104,7 +104,7 @@ def test_what_is_no_saved_model(tmp_path):
     with pytest.raises(UserError, match=r"other.safetensors: not a botvision model"):
         load_model(tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("text")
-    with pytest.raises(UserError, match=r"text.safetensors: not a safetensors file"):
+    with pytest.raises(UserError, match=r"text.safetensors: not a readable safetensors file"):
         load_model(tmp_path / "text.safetensors")
 
 

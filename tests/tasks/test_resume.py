@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from botvision.cli.main import main
+from botvision.data.samplers import StepBatches
 from killed import run_and_kill
 from tiny import TINY_SETTINGS
 
@@ -173,3 +174,25 @@ def test_a_broken_checkpoint_is_named(tiny_data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(tiny_data, out, "--resume")
     assert "last.ckpt: not a readable checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
+def test_another_accumulate_trains_on_the_next_images(
+    tiny_data, tmp_path, before, after, monkeypatch
+):
+    keys = []
+
+    def batches(self):
+        for batch in ITER(self):
+            keys.extend(batch)
+            yield batch
+
+    ITER = StepBatches.__iter__  # noqa: N806
+    monkeypatch.setattr(StepBatches, "__iter__", batches)
+    for name, limits in (("whole", [4]), ("resumed", [2, 4])):
+        for limit in limits:
+            accumulate = before if limit == limits[0] else after
+            steps = ["--max-steps", str(limit), "--accumulate", str(accumulate)]
+            train(tiny_data, tmp_path / name, *steps, *(["--resume"] * (limit != limits[0])))
+    assert len(keys) == 2 * 4 * 3
+    assert keys[12:] == keys[:12]

@@ -9,7 +9,7 @@ from botvision.cli.parsers import Parser, config_parser
 from botvision.config import EvaluateConfig
 
 GROUPS = {
-    "data": ["split", "limit", "batch_size", "workers"],
+    "data": ["split", "limit", "batch_size", "pixel_range", "page", "workers"],
     "detectors only": ["score_threshold", "max_detections", "flip", "scales", "tile"],
     "classifiers only": ["image_size", "table_resize"],
     "hardware": ["device", "precision"],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 import botvision
-from botvision.cli import bench, demo, doctor, eval, models, predict, train
+from botvision.cli import bench, check, demo, doctor, eval, models, predict, train
 from botvision.cli.parsers import Parser
 from botvision.errors import UserError
+from botvision.text import printable
 
 EPILOG = """DATA is one of: a folder in COCO format (annotations/*.json and image folders); a
 folder of class folders (train/CLASS/*.jpg, val/CLASS/*.jpg); a zip or tar archive of one of these;
@@ -31,6 +33,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Run, str]] = {
         predict.run,
         "RUN IMAGE...: masks, boxes and classes of images",
     ),
+    "check": (check.check_parser, check.run, "DATA: check a data set before training"),
     "models": (models.models_parser, models.run, "list the paper's models"),
     "bench": (
         bench.bench_parser,
@@ -85,6 +88,18 @@ def _with_flags(error: UserError, options: set[str]) -> str:
     return re.sub(r"`([a-z_.]+)`", lambda match: flag(match[1]) or match[0], line)
 
 
+def _failure_of_the_machine(error: Exception) -> str | None:
+    """Describe lack of memory, or a file that cannot be read or written; None for other errors."""
+    if isinstance(error, OSError):
+        where = f"{printable(error.filename)}: " if error.filename else ""
+        return f"{where}{error.strerror}" if error.strerror else None
+    from botvision.device import is_out_of_memory  # Loads torch, which has raised the error.
+
+    if is_out_of_memory(error):
+        return "out of memory; lower --batch-size, or use smaller images or a smaller model"
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
@@ -127,6 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args[0] == "train":  # whose parser depends on the task
             options |= train.train_parser("classification").options()
         print(f"botvision {args[0]}: error: {_with_flags(error, options)}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (OSError, MemoryError, RuntimeError) as error:
+        line = _failure_of_the_machine(error)
+        if debug or line is None:
+            raise
+        print(f"botvision {args[0]}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         if not interrupt.args:  # a training run has printed where it stopped

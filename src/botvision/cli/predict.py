@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from botvision.cli.parsers import Parser, config_parser
 from botvision.config import PredictConfig
 
 GROUPS = {
+    "data": ["pixel_range", "page"],
     "detectors only": [
         *("score_threshold", "max_detections", "flip", "scales", "tile", "mask_format"),
     ],
@@ -21,9 +21,10 @@ def predict_parser() -> Parser:
     """``botvision predict``."""
     parser = config_parser(PredictConfig)
     parser.description = "Detect objects in images, or classify them. Writes pictures and JSON."
-    parser.add_argument("run", type=Path, help="Run folder or best.safetensors.")
+    # Text: a path would be parsed as YAML, which not every file name is.
+    parser.add_argument("run", type=str, help="Run folder or best.safetensors.")
     parser.add_argument(
-        "images", type=Path, nargs="+", help="Image files, or folders of image files."
+        "images", type=str, nargs="+", help="Image files, or folders of image files."
     )
     parser.usage = "botvision predict [options] RUN IMAGE [IMAGE ...]"
     parser.set_groups(GROUPS)

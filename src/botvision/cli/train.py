@@ -24,7 +24,7 @@ GROUPS = {
     "settings": ["recipe", "config", "print_config", "seed"],
     "data and augmentation": [
         *("task", "image_size", "jitter", "crop_area", "crop_share", "flip", "max_instances"),
-        *("auto_augment", "mixup", "cutmix", "workers"),
+        *("auto_augment", "mixup", "cutmix", "pixel_range", "page", "bad_data", "workers"),
     ],
     "model": [
         *("model", "model_args", "weights", "norm", "freeze_stages", "dropout", "drop_path"),

@@ -7,8 +7,7 @@ import dataclasses
 import gc
 import math
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from botvision.data.segmentations import (
     SegmentationReader,
     Segmentations,
 )
+from botvision.data.skipped import BadEntryError, Skipped
 from botvision.errors import UserError
 
 T = TypeVar("T")
@@ -70,15 +70,28 @@ class Annotations:
     segmentations: Segmentations
     masks: NDArray[np.uint8]
     """(objects,): ``SOUND``, ``ABSENT``, ``EMPTY`` or ``FAR``."""
-    left_out: Mapping[str, int]
-    """Number of objects that were left out, by reason."""
+    left_out_of: Mapping[str, NDArray[np.int64]]
+    """By reason, the index of the image of each object that was left out."""
     upright: tuple[int, ...]
     """Indices of the images that some box leaves, while all fit with width and height swapped."""
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Number of objects that were left out, by reason."""
+        return {reason: len(images) for reason, images in self.left_out_of.items()}
 
     @property
     def instances(self) -> int:
         """Number of objects, without crowd regions."""
         return int((~self.crowd).sum())
+
+    @property
+    def reaching_out(self) -> NDArray[np.bool_]:
+        """(objects,): whether the box leaves the image by more than a pixel."""
+        low, high = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
+        leaves = (low < -1) | (high > self.sizes[self.image_of()] + 1)
+        objects: NDArray[np.bool_] = leaves.any(axis=1) & ~self.crowd
+        return objects
 
     def image_of(self) -> NDArray[np.int64]:
         """(objects,): index of each object's image."""
@@ -91,10 +104,39 @@ class Annotations:
 
     def with_masks(self) -> Annotations:
         """Only the objects whose mask is sound; the others are counted as left out."""
-        kept = self.masks == SOUND
-        counts = np.bincount(self.masks, minlength=4).tolist()
-        reasons = {NO_MASK: ABSENT, NO_MASK_AREA: EMPTY, FAR_AWAY: FAR}
-        left_out = Counter(self.left_out) + Counter({r: counts[k] for r, k in reasons.items()})
+        images, left_out = self.image_of(), dict(self.left_out_of)
+        for reason, kind in {NO_MASK: ABSENT, NO_MASK_AREA: EMPTY, FAR_AWAY: FAR}.items():
+            if (rows := self.masks == kind).any():
+                earlier = left_out.get(reason, np.empty(0, np.int64))
+                left_out[reason] = np.concatenate((earlier, images[rows]))
+        return self._rows(self.masks == SOUND, left_out)
+
+    def without_images(self, images: Collection[int]) -> Annotations:
+        """Everything but some images and their objects.
+
+        Args:
+            images: indices of the images.
+
+        Returns:
+            The other images, with new indices.
+        """
+        kept = np.ones(len(self.sizes), np.bool_)
+        kept[list(images)] = False
+        index = np.cumsum(kept) - 1
+        left_out = {reason: index[i[kept[i]]] for reason, i in self.left_out_of.items()}
+        some = self._rows(kept[self.image_of()], {r: i for r, i in left_out.items() if len(i)})
+        return dataclasses.replace(
+            some,
+            image_ids=tuple(i for i, there in zip(self.image_ids, kept, strict=True) if there),
+            file_names=tuple(n for n, there in zip(self.file_names, kept, strict=True) if there),
+            sizes=self.sizes[kept],
+            first=some.first[np.append(kept, True)],
+            upright=tuple(int(index[image]) for image in self.upright if kept[image]),
+        )
+
+    def _rows(
+        self, kept: NDArray[np.bool_], left_out: Mapping[str, NDArray[np.int64]]
+    ) -> Annotations:
         return dataclasses.replace(
             self,
             first=np.concatenate(([0], np.cumsum(kept)))[self.first],
@@ -104,11 +146,13 @@ class Annotations:
             crowd=self.crowd[kept],
             segmentations=self.segmentations[kept],
             masks=self.masks[kept],
-            left_out=dict(left_out),
+            left_out_of=left_out,
         )
 
 
-def read_annotations(file: Path, *, masks: bool = True) -> Annotations:
+def read_annotations(
+    file: Path, *, masks: bool = True, skipped: list[Skipped] | None = None
+) -> Annotations:
     """Read and check a COCO annotation file.
 
     Numbers may be text, such as "12". Annotation ids are not used. Objects are left out if their
@@ -117,6 +161,8 @@ def read_annotations(file: Path, *, masks: bool = True) -> Annotations:
     Args:
         file: the annotation file.
         masks: whether segmentations are read. Otherwise they are ignored, whatever they are.
+        skipped: malformed images and annotations are appended to this list and left out; without
+            it, the first of them is an error.
 
     Returns:
         The checked content.
@@ -134,7 +180,7 @@ def read_annotations(file: Path, *, masks: bool = True) -> Annotations:
                 f"{file}: is not a COCO annotation file; it should contain one JSON object"
             )
         named = _read_all(file, content, "categories", _category)
-        images = _read_all(file, content, "images", _image)
+        images = _read_all(file, content, "images", _image, skipped)
         for what, values in (("categories", named), ("images", images)):
             if not values:
                 raise UserError(f"{file}: lists no {what}; export the objects in COCO format again")
@@ -144,7 +190,7 @@ def read_annotations(file: Path, *, masks: bool = True) -> Annotations:
                     raise UserError(f"{file}: two {what} have the id {id_}; give each its own")
                 seen.add(id_)
         objects = _Objects(images, {id_ for id_, *_ in named}, masks=masks)
-        _read_all(file, content, "annotations", objects.add)
+        _read_all(file, content, "annotations", objects.add, skipped)
         del content
     return objects.finish(file, named)
 
@@ -162,9 +208,13 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _read_all(
-    file: Path, content: dict[str, Any], section: str, read: Callable[[dict[str, Any]], T]
+    file: Path,
+    content: dict[str, Any],
+    section: str,
+    read: Callable[[dict[str, Any]], T],
+    skipped: list[Skipped] | None = None,
 ) -> list[T]:
-    """Read the entries of a section, and forget them; name the place of a malformed one."""
+    """Read the entries of a section, and forget them; name or skip a malformed one."""
     entries = content.pop(section, None)
     if not isinstance(entries, list):
         raise UserError(f"{file}: has no list '{section}'; is it a COCO file of object instances?")
@@ -175,10 +225,12 @@ def _read_all(
                 raise Malformed(f"is {shown(entry)}, which is not an object")
             values.append(read(entry))
         except Malformed as error:
-            raise UserError(
-                f"{file}: {section}[{place}]{_id(entry)}: {error}; correct that entry or export "
-                "again"
-            ) from None
+            what = f"{section}[{place}]{_id(entry)}"
+            if skipped is None:
+                raise BadEntryError(
+                    f"{file}: {what}: {error}; correct that entry or export again"
+                ) from None
+            skipped.append(Skipped(what, str(error)))
         entries[place] = None
     return values
 
@@ -249,12 +301,12 @@ class _Objects:
         boxes = np.frombuffer(self.boxes).reshape(-1, 4)
         category_ids = np.frombuffer(self.categories, np.int64)
         crowd = np.frombuffer(self.crowd, np.bool_)
-        if (boxes % 1 != 0).any() and (np.abs(boxes) <= 1.001).all() and (sizes > 2).all():
+        if (np.abs(boxes) <= 1.001).all() and (boxes % 1 != 0).any() and (sizes > 2).all():
             raise UserError(
                 f"{file}: all boxes are in 0..1, as fractions of the image; COCO's boxes are in "
                 "pixels, multiply them by the width and height"
             )
-        left_out, kept = _checked(boxes, sizes[place_of])
+        faults, kept = _checked(boxes, sizes[place_of])
         if self.masks is None:
             segmentations, masks = _no_masks(len(boxes))
         else:
@@ -274,7 +326,7 @@ class _Objects:
             crowd=crowd[rows],
             segmentations=segmentations[rows],
             masks=masks[rows],
-            left_out=left_out,
+            left_out_of={reason: place_of[rows] for reason, rows in faults.items() if rows.any()},
             upright=_upright(boxes, place_of, sizes),
         )
 
@@ -298,17 +350,16 @@ def _no_masks(objects: int) -> tuple[Segmentations, NDArray[np.uint8]]:
 
 def _checked(
     boxes: NDArray[np.float64], sizes: NDArray[np.int64]
-) -> tuple[dict[str, int], NDArray[np.bool_]]:
-    """Numbers of boxes that cannot be used, by reason, and which of the boxes can."""
+) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.bool_]]:
+    """Which boxes cannot be used, by reason, and which can."""
     with np.errstate(all="ignore"):
         low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
         sound = np.isfinite(high).all(axis=1) & (high > low).all(axis=1)
         reach = REACH * sizes.max(axis=1, keepdims=True, initial=0)
         near = ((low >= -reach) & (high <= sizes + reach)).all(axis=1)
         inside = ((high > 0) & (low < sizes)).all(axis=1)
-    reasons = {NO_AREA: ~sound, FAR_AWAY: sound & ~near, OUTSIDE: sound & near & ~inside}
-    counts = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
-    return counts, sound & near & inside
+    faults = {NO_AREA: ~sound, FAR_AWAY: sound & ~near, OUTSIDE: sound & near & ~inside}
+    return faults, sound & near & inside
 
 
 def _upright(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from botvision.data.annotations import NO_MASK, Annotations, read_annotations
 from botvision.data.detection import DetectionData, Objects
 from botvision.data.image_files import ImageFiles
 from botvision.data.images import DECODE_ERRORS, open_image
+from botvision.data.pixels import Pixels
 from botvision.data.segmentations import ABSENT
+from botvision.data.skipped import BadEntryError, Skipped
 from botvision.errors import UserError
 
 # COCO's own files that do not describe objects.
@@ -83,6 +85,9 @@ class CocoData(DetectionData):
             the data, because only some objects have masks.
     """
 
+    pixels = Pixels()
+    """How images are read, which training, evaluation and prediction set."""
+
     def __init__(
         self, split: Split, images: Path, annotations: Annotations, task: DetectionTask | None
     ) -> None:
@@ -90,6 +95,8 @@ class CocoData(DetectionData):
         self.categories = annotations.categories
         self.num_objects: int = annotations.instances
         absent = (annotations.masks == ABSENT) & ~annotations.crowd
+        self.num_left_out = sum(annotations.left_out.values())
+        self.num_suspicious = self.num_left_out + int(annotations.reaching_out.sum())
         self.num_masks: int = self.num_objects - int(absent.sum())
         if absent.any():
             image = annotations.image_of()[absent.argmax()]
@@ -112,6 +119,8 @@ class CocoData(DetectionData):
         """File of the image at `index`."""
         return self.images / self.annotations.file_names[index]
 
+    image_file = image_path
+
     def image_name(self, index: int) -> str:
         """The file name of the image at `index`."""
         return self.annotations.file_names[index]
@@ -119,7 +128,11 @@ class CocoData(DetectionData):
     def image(self, index: int) -> Image.Image:
         """Read the image at `index`; raises UserError as `open_image`."""
         width, height = self.annotations.sizes[index].tolist()
-        return open_image(self.image_path(index), (width, height))
+        return open_image(self.image_path(index), (width, height), pixels=self.pixels)
+
+    def without_images(self, images: Collection[int]) -> CocoData:
+        """The split without the images at some indices and their objects."""
+        return CocoData(self.split, self.images, self.annotations.without_images(images), self.task)
 
     def objects(self, index: int) -> Objects:
         """The objects of the image at `index`, without crowd regions."""
@@ -171,7 +184,7 @@ class CocoData(DetectionData):
             classes = f"{used} of {classes}"
         with_objects = len(np.unique(a.image_of()[~a.crowd]))
         empty = len(self) - with_objects
-        left_out = sum(a.left_out.values())
+        left_out, out = self.num_left_out, int(a.reaching_out.sum())
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in a.left_out.items())
         return (
             f"{self.split.name}: {_count(len(self), 'image')}"
@@ -180,10 +193,13 @@ class CocoData(DetectionData):
             + (" without masks" * (self.task == "detection"))
             + (f", {_count(int(a.crowd.sum()), 'crowd region')}" if a.crowd.any() else "")
             + (f", {_count(left_out, 'object')} left out ({reasons})" if left_out else "")
+            + (f", boxes that reach out of their image: {out:,}" if out else "")
         )
 
 
-def load_split(split: Split, task: DetectionTask | None = None) -> CocoData:
+def load_split(
+    split: Split, task: DetectionTask | None = None, *, skipped: list[Skipped] | None = None
+) -> CocoData:
     """Read the annotation file of a split and check that it is sound and its images are there.
 
     Images without objects are kept. The images are looked for in root/STEM, root/images/STEM,
@@ -193,6 +209,8 @@ def load_split(split: Split, task: DetectionTask | None = None) -> CocoData:
         split: the annotation file and the root of the COCO folder.
         task: `"detection"` ignores masks, `"segmentation"` leaves out objects without one. By
             default it follows from the masks, unless only some objects have one.
+        skipped: malformed entries and missing images are appended to this list and left out;
+            without it, they are an error.
 
     Returns:
         The split. Its image folder is the first of the folders above that contains an image.
@@ -202,7 +220,7 @@ def load_split(split: Split, task: DetectionTask | None = None) -> CocoData:
             objects can be used, images are missing, or the boxes of an image fit only its upright
             orientation.
     """
-    annotations = read_annotations(split.annotations, masks=task != "detection")
+    annotations = read_annotations(split.annotations, masks=task != "detection", skipped=skipped)
     root, stem = split.root, _stem(split.annotations)
     folders = [root / stem, root / "images" / stem, root / "images", root]
     names = annotations.file_names
@@ -212,14 +230,23 @@ def load_split(split: Split, task: DetectionTask | None = None) -> CocoData:
             f"{split.annotations}: its first image, {names[0]}, is in none of "
             f"{', '.join(map(str, folders))}; move the images into one of these folders"
         )
-    missing = [name for name, file in zip(names, files, strict=True) if file is None]
-    if missing:
-        raise UserError(
+    missing = [index for index, file in enumerate(files) if file is None]
+    if missing and skipped is None:
+        raise BadEntryError(
             f"{split.annotations}: {len(missing):,} of {len(names):,} image files are missing, the "
-            f"first is {images / missing[0]}; add them or remove their entries"
+            f"first is {images / names[missing[0]]}; add them or remove their entries"
         )
+    if skipped is not None:
+        skipped += [Skipped(names[index], "no such image file") for index in missing]
     annotations = dataclasses.replace(annotations, file_names=tuple(f or "" for f in files))
-    _check_orientation(images, annotations)
+    annotations = annotations.without_images(missing)
+    turned = _turned(images, annotations)
+    if turned and skipped is None:
+        path = images / annotations.file_names[next(iter(turned))]
+        raise BadEntryError(f"{path}: {next(iter(turned.values()))}")
+    if skipped is not None:
+        skipped += [Skipped(annotations.file_names[i], reason) for i, reason in turned.items()]
+        annotations = annotations.without_images(turned)
     masked = annotations.masks[~annotations.crowd] != ABSENT
     if task is None and masked.size and masked.all() == masked.any():
         task = "segmentation" if masked.all() else "detection"
@@ -244,26 +271,24 @@ def _find(folders: Iterable[Path], names: Sequence[str]) -> tuple[Path | None, l
     return None, []
 
 
-def _check_orientation(images: Path, annotations: Annotations) -> None:
-    """Raise UserError for an image whose boxes were drawn on its upright orientation.
-
-    Only images with boxes that leave them are opened.
-    """
+def _turned(images: Path, annotations: Annotations) -> dict[int, str]:
+    """Images whose boxes were drawn on the upright orientation, and what is wrong with each."""
+    turned = {}  # Only images with boxes that leave them are opened.
     for index in annotations.upright:
-        path = images / annotations.file_names[index]
         width, height = annotations.sizes[index].tolist()
         try:
-            with Image.open(path) as stored:
-                turned = stored.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            with Image.open(images / annotations.file_names[index]) as stored:
+                orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
                 as_described = stored.size == (width, height)
         except DECODE_ERRORS:
             continue  # which is reported when the image is read
-        if turned and as_described:
-            raise UserError(
-                f"{path}: its boxes fit the upright image of {height}x{width}, but "
-                f"{annotations.file} has the size before the EXIF rotation, {width}x{height}; swap "
-                "its width and height there"
+        if orientation in (5, 6, 7, 8) and as_described:
+            turned[index] = (
+                f"its boxes fit the upright image of {height}x{width}, but {annotations.file} has "
+                f"the size before the EXIF rotation, {width}x{height}; swap its width and height "
+                "there"
             )
+    return turned
 
 
 def _check_objects(annotations: Annotations) -> None:

@@ -55,6 +55,8 @@ class DetectionData(ABC):
     """Number of objects; None if they were not counted."""
     num_masks: int | None = None
     """Number of objects with a mask; None if they were not counted."""
+    num_suspicious: int = 0
+    """Number of objects that are left out, or are probably wrong, as the summary describes."""
 
     @abstractmethod
     def __len__(self) -> int:

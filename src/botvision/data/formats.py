@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from botvision.config import DetectionTask
 from botvision.data.classification import ClassificationData
@@ -19,8 +20,8 @@ from botvision.errors import UserError
 # A folder, an archive, a built-in set or hfds/NAME; or the splits as objects.
 DetectionSource = str | Mapping[str, DetectionData]
 ClassificationSource = str | Mapping[str, ClassificationData]
-# Opened for a task, or for the one that follows from the data.
-DetectionSplits = dict[str, Callable[[DetectionTask | None], DetectionData]]
+# Opened for a task, or None for the one that follows from the data, see ``load_split``.
+DetectionSplits = dict[str, Callable[..., DetectionData]]
 # Opened with the classes of the model, or None for their own.
 ClassificationSplits = dict[str, Callable[[Sequence[str] | None], ClassificationData]]
 
@@ -49,7 +50,7 @@ def detection_splits(data: DetectionSource) -> DetectionSplits:
     return {name: partial(_as_it_is, split) for name, split in data.items()}
 
 
-def _as_it_is(split: DetectionData, task: DetectionTask | None) -> DetectionData:
+def _as_it_is(split: DetectionData, task: DetectionTask | None, **options: Any) -> DetectionData:
     return split
 
 

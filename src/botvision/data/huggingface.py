@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 from timm.data.readers.reader_factory import create_reader
 
 from botvision.data.images import open_image
 from botvision.data.listing import same_names
+from botvision.data.pixels import Pixels
 from botvision.data.sources import HUGGING_FACE
 from botvision.errors import UserError
 
@@ -52,6 +53,9 @@ class HuggingFaceData:
         UserError: other columns, labels without names, or other classes than ``classes``.
     """
 
+    pixels = Pixels()
+    """How images are read, which training, evaluation and prediction set."""
+
     def __init__(self, name: str, split: str, classes: Sequence[str] | None = None) -> None:
         self.name = f"{HUGGING_FACE}{name}, {split}"
         try:
@@ -70,7 +74,16 @@ class HuggingFaceData:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         content, label = self.reader[index]
-        return open_image(content, name=f"{self.name}: image {index}"), label
+        return open_image(content, name=self.image_name(index), pixels=self.pixels), label
+
+    def image_name(self, index: int) -> str:
+        """The number of the image at ``index``, from 0."""
+        return f"{self.name}: image {index}"
+
+    def image_file(self, index: int) -> BinaryIO:
+        """The file of the image at ``index``."""
+        content: BinaryIO = self.reader[index][0]
+        return content
 
     def summary(self) -> str:
         """One line: how many images of how many classes."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +18,7 @@ from botvision.data.listing import (
     opens,
     unicode_form,
 )
+from botvision.data.pixels import Pixels
 from botvision.errors import UserError
 
 
@@ -34,6 +36,9 @@ class ImageFolder:
     Raises:
         UserError: no images, a class without images, or a folder that is none of ``classes``.
     """
+
+    pixels = Pixels()
+    """How images are read, which training, evaluation and prediction set."""
 
     def __init__(self, folder: Path, classes: Sequence[str] | None = None) -> None:
         self.folder = folder
@@ -57,7 +62,22 @@ class ImageFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return open_image(self.files[index]), self.labels[index]
+        return open_image(self.files[index], pixels=self.pixels), self.labels[index]
+
+    def image_name(self, index: int) -> str:
+        """The path of the image at ``index``."""
+        return str(self.files[index])
+
+    def image_file(self, index: int) -> Path:
+        """The path of the image at ``index``."""
+        return self.files[index]
+
+    def without_images(self, images: Collection[int]) -> ImageFolder:
+        """The split without the images at some indices."""
+        other = copy.copy(self)
+        other.files = [file for i, file in enumerate(self.files) if i not in images]
+        other.labels = [label for i, label in enumerate(self.labels) if i not in images]
+        return other
 
     def summary(self) -> str:
         """One line: how many images of how many classes, and what was left out."""

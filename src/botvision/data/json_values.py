@@ -40,7 +40,7 @@ def load_json(file: Path) -> Any:
         text = content.decode(json.detect_encoding(content))
     except UnicodeDecodeError:
         raise UserError(
-            f"{file}: is not JSON (its bytes are neither UTF-8 nor UTF-16); export or copy the "
+            f"{file}: is not JSON (its bytes are not UTF-8, UTF-16 or UTF-32); export or copy the "
             "file again"
         ) from None
     del content
@@ -123,14 +123,14 @@ def flag(value: Any, name: str) -> bool:
         The flag.
 
     Raises:
-        Malformed: it is neither 0 nor 1.
+        Malformed: it is not 0 or 1.
     """
     if value is None or type(value) is bool:
         return bool(value)
     if type(value) is str and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if value not in (0, 1) and (type(value) is not str or whole(value, name) not in (0, 1)):
-        raise Malformed(f"{name} is {shown(value)}, which is neither 0 nor 1")
+        raise Malformed(f"{name} is {shown(value)}, which is not 0 or 1")
     return bool(whole(value, name))
 
 

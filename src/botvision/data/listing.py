@@ -17,8 +17,8 @@ from botvision.errors import UserError
 
 # What file managers, Windows, macOS and network storage leave in folders and archives.
 _HIDDEN = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
-# Formats that Pillow recognizes, but decodes only with a library of another party.
-_UNDECODED = {"BUFR", "GRIB", "HDF5", "MPEG"}
+# Formats that Pillow recognizes, but decodes only with a library or program of another party.
+_UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG"}
 # Kinds of left-out files that are listed by name.
 _LISTED = 5
 

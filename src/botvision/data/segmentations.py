@@ -48,7 +48,16 @@ class Segmentations:
         return Segmentations(self.points, self.ends, self.parts[rows], self.counts, self.runs[rows])
 
     def mask(self, row: int, height: int, width: int) -> Segmentation | None:
-        """The mask of an object in an image of that size; None if it has none."""
+        """The mask of an object.
+
+        Args:
+            row: the object.
+            height: height of its image in pixels.
+            width: width of its image in pixels.
+
+        Returns:
+            Polygons or compressed RLE; None if the object has no mask.
+        """
         start, stop = self.runs[row]
         if start < stop:
             return {"size": [height, width], "counts": self.counts[start:stop].decode("ascii")}

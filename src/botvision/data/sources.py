@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from botvision.data.archives import unpack
 from botvision.data.listing import is_hidden
 from botvision.data.shapes import write_shapes
 from botvision.errors import UserError
@@ -59,8 +57,9 @@ def open_data(data: str, *, cache: Path | None = None) -> Path:
         )
     stat = path.stat()
     identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    name = f"{path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return _inner(_made_once(cache / name, lambda root: _unpack(path, root)))
+    # A file name may have 255 bytes, which four bytes per character reach at 63.
+    name = f"{path.name[:50]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return _inner(_made_once(cache / name, lambda root: unpack(path, root)))
 
 
 def task_of(data: str) -> Literal["detection", "classification"]:
@@ -126,7 +125,13 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Fill a temporary folder and rename it to ``folder``, so that no folder is incomplete."""
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: cannot be created ({error.strerror}); set BOTVISION_CACHE to "
+            "another folder"
+        ) from error
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         made = Path(temporary) / folder.name
         made.mkdir()
@@ -137,19 +142,6 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             if not folder.is_dir():
                 raise
     return folder
-
-
-def _unpack(archive: Path, root: Path) -> None:
-    try:
-        if zipfile.is_zipfile(archive):
-            shutil.unpack_archive(archive, root, "zip")
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(root, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UserError(
-            f"{archive}: not a readable zip or tar ({error}); download or pack it again"
-        ) from error
 
 
 def _inner(folder: Path) -> Path:

@@ -7,14 +7,16 @@ class folders keep.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from botvision.data.archives import check_end
 from botvision.data.images import open_image
 from botvision.data.listing import (
     LeftOut,
@@ -23,6 +25,7 @@ from botvision.data.listing import (
     is_image,
     unicode_form,
 )
+from botvision.data.pixels import Pixels
 from botvision.errors import UserError
 
 # The largest number of classes without names; ImageNet-22k has 21,841.
@@ -47,11 +50,14 @@ class WebDataset:
             label without a class, or an error in ``classes.txt``.
     """
 
+    pixels = Pixels()
+    """How images are read, which training, evaluation and prediction set."""
+
     def __init__(self, shards: Sequence[Path], classes: Sequence[str] | None = None) -> None:
         self.shards = tuple(sorted(shards))
         self.name = self.shards[0].parent / f"{self.shards[0].stem} ..."
         self.left_out = LeftOut()
-        # Shard, key, offset and bytes of each image.
+        # Shard, member, offset and bytes of each image.
         self.images: list[tuple[Path, str, int, int]] = []
         self.labels: list[int] = []
         for shard in self.shards:
@@ -68,7 +74,7 @@ class WebDataset:
             self._match(names, named)
 
     def _index(self, shard: Path) -> None:
-        images: dict[str, tuple[int, int]] = {}
+        images: dict[str, tuple[str, int, int]] = {}
         labels: dict[str, int] = {}
         try:
             for key, image, label in _members(shard, self.left_out):
@@ -85,7 +91,7 @@ class WebDataset:
             if key not in images or key not in labels:
                 lacks = f"label {key}.cls" if key in images else "image"
                 raise UserError(f"{shard}: {key} has no {lacks}; write it again")
-        self.images += [(shard, key, *place) for key, place in images.items()]
+        self.images += [(shard, *place) for place in images.values()]
         self.labels += [labels[key] for key in images]
 
     def _numbers(self, named: Path) -> list[str]:
@@ -94,8 +100,9 @@ class WebDataset:
         return [str(label) for label in range(max(self.labels) + 1)]
 
     def _check_range(self, count: int, named: Path, kind: str = "") -> None:
-        for (shard, key, _, _), label in zip(self.images, self.labels, strict=True):
+        for (shard, member, _, _), label in zip(self.images, self.labels, strict=True):
             if not 0 <= label < count:
+                key = PurePosixPath(member).with_suffix("")
                 most = f"at most {count:,}" if kind else f"{count}"
                 raise UserError(
                     f"{shard}: {key}.cls is {label}, but there are {most} classes{kind}, "
@@ -117,11 +124,27 @@ class WebDataset:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        shard, key, offset, size = self.images[index]
+        name, content = self.image_name(index), self.image_file(index)
+        return open_image(content, name=name, pixels=self.pixels), self.labels[index]
+
+    def image_name(self, index: int) -> str:
+        """The shard and the member that is the image at ``index``."""
+        shard, member, _, _ = self.images[index]
+        return f"{shard}: {member}"
+
+    def image_file(self, index: int) -> io.BytesIO:
+        """The file of the image at ``index``."""
+        shard, _, offset, size = self.images[index]
         with shard.open("rb") as file:
             file.seek(offset)
-            content = io.BytesIO(file.read(size))
-        return open_image(content, name=f"{shard}: {key}"), self.labels[index]
+            return io.BytesIO(file.read(size))
+
+    def without_images(self, images: Collection[int]) -> WebDataset:
+        """The split without the images at some indices."""
+        other = copy.copy(self)
+        other.images = [image for i, image in enumerate(self.images) if i not in images]
+        other.labels = [label for i, label in enumerate(self.labels) if i not in images]
+        return other
 
     def summary(self) -> str:
         """One line: how many images of how many classes, and what was left out."""
@@ -132,8 +155,10 @@ class WebDataset:
         )
 
 
-def _members(shard: Path, left_out: LeftOut) -> Iterator[tuple[str, tuple[int, int], int | None]]:
-    """Yield the key, the offset and size, and the label of each image (None) and label."""
+def _members(
+    shard: Path, left_out: LeftOut
+) -> Iterator[tuple[str, tuple[str, int, int], int | None]]:
+    """Yield of each image and label the key, the name, offset and size, and the label or None."""
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
             path = PurePosixPath(member.name)
@@ -155,11 +180,8 @@ def _members(shard: Path, left_out: LeftOut) -> Iterator[tuple[str, tuple[int, i
                         "class"
                     )
                 label = int(text)
-            yield str(path.with_suffix("")), (member.offset_data, member.size), label
-        rest = shard.stat().st_size - tar.offset
-    # A tar ends with blocks of zeros that fill a record.
-    if not 0 < rest <= tarfile.RECORDSIZE:
-        raise UserError(f"{shard}: cut off, its end is missing; download or write it again")
+            yield str(path.with_suffix("")), (member.name, member.offset_data, member.size), label
+        check_end(tar)
 
 
 def _names(file: Path) -> list[str]:

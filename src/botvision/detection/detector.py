@@ -68,7 +68,7 @@ class FixedCanvas(nn.Module):
             The canvases (B, 3, size, size) with height and width of each image, and the targets.
 
         Raises:
-            ValueError: an image is larger than the canvas.
+            ValueError: an image is not uint8, or larger than the canvas.
         """
         size = self.size if size is None else size
         shape = (len(images), 3, size, size)
@@ -76,6 +76,11 @@ class FixedCanvas(nn.Module):
             memory_format=torch.channels_last
         )
         for image, place in zip(images, canvas, strict=True):
+            if image.dtype != torch.uint8:
+                raise ValueError(
+                    f"images are uint8, 0 to 255, not {image.dtype}; give (255 * image).round()"
+                    ".to(torch.uint8) for a float image of 0 to 1"
+                )
             height, width = image.shape[-2:]
             if max(height, width) > size:
                 raise ValueError(f"an image of {height}x{width} exceeds the canvas of {size}")
@@ -148,7 +153,7 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
         detector's own settings are used.
 
         Args:
-            images: uint8 (3, h, w), h and w at most the canvas size.
+            images: uint8 (3, h, w), h and w at most the canvas size. Other types are a ValueError.
             targets: in training, per image ``boxes`` (n, 4) float32, xyxy in pixels of the image,
                 ``labels`` (n,) int64 from 1 on and, for Mask R-CNN, ``masks`` (n, h, w) uint8.
             score_threshold: score that a detection must exceed.

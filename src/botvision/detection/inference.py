@@ -11,6 +11,7 @@ from torchvision.ops import batched_nms
 from botvision.data.transforms import CropResizeFlip
 from botvision.detection.detector import Detection, Detector
 from botvision.detection.tta import TTA
+from botvision.device import is_out_of_memory
 from botvision.errors import UserError
 
 # A box this close to the border of its tile, as a fraction of the tile's side, may be part of an
@@ -86,7 +87,7 @@ def detect(
                     canvas_size=canvas_size,
                 )
             except (RuntimeError, AssertionError) as error:
-                if canvas_size == own_size:
+                if canvas_size == own_size or is_out_of_memory(error):
                     raise
                 raise _canvas_error(canvas_size, own_size, error) from error
             for (i, view), detection in zip(batch, detections, strict=True):

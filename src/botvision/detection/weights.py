@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,17 @@ from typing import Any
 from urllib.error import URLError
 
 import torchvision
-from safetensors import safe_open
 from torch import Tensor
 
 from botvision.detection.detector import Detector
 from botvision.errors import UserError
-from botvision.models.weights import WeightsReport, load_tensors, read_weights, weights_file
+from botvision.models.weights import (
+    WeightsReport,
+    load_tensors,
+    read_card,
+    read_weights,
+    weights_file,
+)
 from botvision.text import printable
 
 # These weights were published for frozen batch norm that adds no epsilon to the variance
@@ -105,6 +109,12 @@ def load_detector_weights(
         names = _class_names(file, tensors)
         tensors = _with_epsilon(tensors, file.name)
     tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
+    scores = tensors.get(f"{_BY_CLASS[0]}bias")
+    if names and scores is not None and scores.shape != (len(names) + 1,):
+        raise UserError(
+            f"{file}: contains {len(names)} class names and weights for another number of classes; "
+            "get the file again"
+        )
     rows = {names.index(name) + 1: k + 1 for k, name in enumerate(classes) if name in names}
     own = detector.state_dict()
     for name in own:
@@ -152,13 +162,14 @@ def _published(name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
 def _class_names(file: Path, tensors: dict[str, Tensor]) -> tuple[str, ...]:
     """Return the class names in a detector's file, or none if the file does not contain them."""
     if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as opened:
-            card = json.loads((opened.metadata() or {}).get("botvision", "{}"))
-        return tuple(card.get("categories", {}).get("names", ()))
+        card = read_card(file)
+        categories = card.get("categories") if isinstance(card, dict) else None
+        listed = categories.get("names") if isinstance(categories, dict) else None
+        return tuple(map(str, listed)) if isinstance(listed, list) else ()
     coco = torchvision.models.get_model_weights("maskrcnn_resnet50_fpn").DEFAULT
     names = tuple(coco.meta["categories"][1:])
     scores = tensors.get(f"{_BY_CLASS[0]}bias")
-    return names if scores is not None and len(scores) == len(names) + 1 else ()
+    return names if scores is not None and scores.shape == (len(names) + 1,) else ()
 
 
 def _renamed(name: str) -> str:
@@ -177,7 +188,9 @@ def _with_epsilon(tensors: dict[str, Tensor], file: str) -> dict[str, Tensor]:
 def _with_rows(own: Tensor, theirs: Tensor, rows: dict[int, int], classes: int) -> Tensor:
     """Return ``own`` with the file's rows of the background and of ``rows`` (its label: ours)."""
     per_class = len(own) // (classes + 1)
-    if own.shape[1:] != theirs.shape[1:] or len(theirs) % per_class:
+    needed = (max(rows, default=0) + 1) * per_class
+    fits = theirs.ndim == own.ndim and theirs.shape[1:] == own.shape[1:]
+    if not fits or len(theirs) % per_class or len(theirs) < needed:
         return theirs
     by_class = (-1, per_class, *own.shape[1:])
     merged = own.clone().reshape(by_class)
@@ -197,7 +210,8 @@ def _settings(tensors: dict[str, Tensor]) -> dict[str, str]:
         return len({m[1] for name in tensors if (m := re.match(pattern, name))})
 
     def size(name: str, axis: int) -> int | None:
-        return tensors[name].shape[axis] if name in tensors else None
+        shape = tensors[name].shape if name in tensors else ()
+        return shape[axis] if axis < len(shape) else None
 
     norm = any(name.startswith("backbone.fpn.inner_blocks.0.1.") for name in tensors)
     heads = ("roi_heads.box_head.0.1.", "roi_heads.mask_head.0.1.")

@@ -151,7 +151,7 @@ def image_results(
 class GroundTruth:
     """Annotations as COCO's evaluation needs them: images, classes and objects numbered from 1.
 
-    COCO's evaluation takes an object 0 for none, and ids beyond 2**53 for one another.
+    COCO's evaluation treats the id 0 as no object, and confuses ids beyond 2**53.
     """
 
     index: COCO

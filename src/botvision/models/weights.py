@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -57,6 +59,34 @@ def weights_file(source: str | Path) -> Path:
     return path / "best.safetensors" if path.is_dir() else path
 
 
+def read_card(file: Path) -> Any:
+    """Return the specification of a model in the metadata of a safetensors file.
+
+    Args:
+        file: the safetensors file.
+
+    Returns:
+        The JSON value, unchecked. None if the file contains no specification.
+
+    Raises:
+        UserError: it is not a safetensors file, or the specification is not JSON.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            text = (opened.metadata() or {}).get("botvision")
+    except Exception as error:  # whatever a damaged file may raise
+        raise UserError(
+            f"{file}: not a readable safetensors file, it is damaged or of another format; get it "
+            "again, or give a run's best.safetensors"
+        ) from error
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: the specification of the model is damaged; get the file again"
+        ) from error
+
+
 def read_weights(source: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a file, a run or a pretrained model of timm.
 
@@ -81,21 +111,79 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
             state: object = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable weights file ({error})".splitlines()[0]) from error
-    except Exception as error:  # pickle.UnpicklingError and what a broken pickle may raise
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read; change its permissions") from error
+    except Exception as error:  # whatever a damaged file may raise
         raise UserError(
-            f"{path}: not a safetensors or weights_only PyTorch file; save only model.state_dict()"
+            f"{path}: not a readable safetensors or weights_only PyTorch file, it is damaged or "
+            "of another format; get it again, or save only model.state_dict()"
         ) from error
     for key in ("state_dict", "model", "model_state"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
         raise UserError(f"{path}: contains no state dict; save model.state_dict()")
-    tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    tensors = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"{path}: contains no tensors; save model.state_dict()")
+    for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise UserError(
+                f"{path}: {name} is not a plain tensor of real numbers; save model.state_dict()"
+            )
     return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor of a file is dense, real and stored whole."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    whole = tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    return whole and not tensor.is_complex()
+
+
+def check_tensors(model: nn.Module, file: Path) -> None:
+    """Compare the tensors in a safetensors file with a model's, without loading them.
+
+    Args:
+        model: the model, which may be on the meta device.
+        file: the safetensors file.
+
+    Raises:
+        UserError: a name, a shape or the kind of number differs.
+    """
+    own = model.state_dict()
+    with safe_open(file, framework="pt") as opened:
+        names = set(opened.keys())
+        for name in sorted(own.keys() | names):
+            found = None
+            if name not in names:
+                found = "is missing"
+            elif name not in own:
+                found = "is not a part of the model"
+            else:
+                part = opened.get_slice(name)
+                shape, dtype = tuple(part.get_shape()), str(part.get_dtype())
+                floats = dtype in ("F64", "F32", "F16", "BF16")
+                if shape != tuple(own[name].shape):
+                    found = f"has the shape {shape} instead of {tuple(own[name].shape)}"
+                elif floats != own[name].is_floating_point():
+                    found = f"has the type {dtype}"
+            if found:
+                raise UserError(
+                    f"{file}: the weights do not match the specification: {name} {found}; get the "
+                    "file again, or pass the objects that the model was trained with"
+                )
+
+
+def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raise UserError if a tensor of a weights file contains NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{file}: {name} contains NaN or infinity; get the file again, or use the weights "
+                "of a run that did not diverge"
+            )
 
 
 def _fetched(name: str) -> dict[str, Tensor]:
@@ -174,6 +262,7 @@ def load_tensors(
             f"{file}: not the weights of this architecture: {name} {tuple(own[name].shape)} "
             f"{found} ({len(missing)} such tensors); use a ResNet of the same depth and width"
         )
+    check_finite(fits, file)
     model.load_state_dict(fits, strict=False)
     ignored = [n for n in tensors if n not in fits and not n.endswith("num_batches_tracked")]
     return WeightsReport(file, list(fits), [n for n in resized if n in fits], new, ignored)

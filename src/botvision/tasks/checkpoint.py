@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import PretrainedCfg
@@ -24,17 +23,23 @@ from botvision.config import (
     DetectionTask,
     DetectorConfig,
     Norm,
+    PixelRange,
 )
 from botvision.data.categories import Categories
+from botvision.data.pixels import Pixels
 from botvision.detection import Detector, build_detector
 from botvision.environment import versions
 from botvision.errors import UserError
 from botvision.files import atomic
 from botvision.models import check_model_args, create_model
+from botvision.models.weights import check_finite, check_tensors, read_card, weights_file
+from botvision.settings import plain
+from botvision.tasks.card import check_card
 from botvision.training.fsdp import whole_tensors
 
-# Version of the metadata in the weights file. Files of version 0.1 do not contain it.
-SCHEMA = 1
+# Version of the metadata in the weights file. Files of version 0.1 do not contain it, and those of
+# schema 1 no pixel range and page.
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class DetectorSpec:
         categories: ids and names of the classes. Label k of the detector is entry k - 1.
         objects: names of the parts that were passed as objects: ``"impl"``, ``"box_head"``. They
             must be passed again when the model is loaded, so a file never decides which code runs.
+        pixel_range: values that become 0 and 255 in images of more than 8 bits, see ``Pixels``.
+        page: page of multi-page files, from 0.
     """
 
     model: str
@@ -61,6 +68,13 @@ class DetectorSpec:
     detector: DetectorConfig
     categories: Categories
     objects: tuple[str, ...] = ()
+    pixel_range: PixelRange | None = None
+    page: int = 0
+
+    @property
+    def pixels(self) -> Pixels:
+        """How image files are read."""
+        return Pixels(self.pixel_range, self.page)
 
     @classmethod
     def of(
@@ -80,8 +94,11 @@ class DetectorSpec:
 
         Returns:
             The specification.
+
+        Raises:
+            UserError: a setting is out of the range that ``load_model`` accepts.
         """
-        return cls(
+        spec = cls(
             model=config.model,
             task=task,
             image_size=config.image_size,
@@ -90,7 +107,11 @@ class DetectorSpec:
             detector=config.detector,
             categories=categories,
             objects=tuple(objects),
+            pixel_range=_chosen(config.pixel_range),
+            page=config.page,
         )
+        check_card(plain(spec))
+        return spec
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> DetectorSpec:
@@ -98,7 +119,7 @@ class DetectorSpec:
         numbers = _tuples(fields["detector"])
         ids, names = (tuple(fields["categories"][key]) for key in ("ids", "names"))
         own = {"detector": DetectorConfig(**numbers), "categories": Categories(ids, names)}
-        return cls(**{**fields, **own, "objects": tuple(fields.get("objects", ()))})
+        return cls(**{**_tuples(fields), **own})
 
     def build(
         self, *, impl: Implementation | None = None, box_head: nn.Module | None = None
@@ -146,6 +167,8 @@ class ClassifierSpec:
         crop_share: fraction of the shorter side of an image that the center crop covers.
         task: always ``"classification"``.
         objects: names of the parts that were passed as objects, as in ``DetectorSpec``.
+        pixel_range: as in ``DetectorSpec``.
+        page: as in ``DetectorSpec``.
     """
 
     model: str
@@ -158,6 +181,13 @@ class ClassifierSpec:
     crop_share: float
     task: Literal["classification"] = "classification"
     objects: tuple[str, ...] = ()
+    pixel_range: PixelRange | None = None
+    page: int = 0
+
+    @property
+    def pixels(self) -> Pixels:
+        """How image files are read."""
+        return Pixels(self.pixel_range, self.page)
 
     @classmethod
     def of(
@@ -175,9 +205,12 @@ class ClassifierSpec:
 
         Returns:
             The specification.
+
+        Raises:
+            UserError: a setting is out of the range that ``load_model`` accepts.
         """
         cfg = timm.get_pretrained_cfg(config.model) or PretrainedCfg()
-        return cls(
+        spec = cls(
             model=config.model,
             image_size=config.image_size or cfg.input_size[-1],
             norm=config.norm,
@@ -187,7 +220,11 @@ class ClassifierSpec:
             std=cfg.std,
             crop_share=config.crop_share,
             objects=tuple(objects),
+            pixel_range=_chosen(config.pixel_range),
+            page=config.page,
         )
+        check_card(plain(spec))
+        return spec
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> ClassifierSpec:
@@ -255,6 +292,11 @@ def _with_impl(model_args: dict[str, Any], impl: Implementation | None) -> dict[
     return model_args if impl is None else {**model_args, "impl": impl}
 
 
+def _chosen(pixel_range: PixelRange | Literal["auto"] | None) -> PixelRange | None:
+    """Return the pixel range of a config. ``"auto"`` remains where all images have 8 bits."""
+    return None if pixel_range == "auto" else pixel_range
+
+
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """Convert lists back to tuples, since JSON stores tuples as lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -295,52 +337,67 @@ def load_model(
         The model in eval mode, and its specification.
 
     Raises:
-        UserError: the run or file does not exist, was not written by this library or was written
-            by a later version, or a required object is missing.
+        UserError: the run or file does not exist, is damaged, was not written by this library or
+            was written by a later version, or a required object is missing.
     """
-    path = Path(source)
-    path = path / "best.safetensors" if path.is_dir() else path
+    path = weights_file(Path(source))
     if not path.is_file():
         raise UserError(
             f"{path}: no such weights file; give the folder of a completed run, or its "
             "best.safetensors"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("botvision")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file; give a run's best.safetensors") from error
-    if text is None:
+    spec = _spec(read_card(path), path)
+    _check_objects(spec.objects, impl=impl, box_head=box_head)
+    # Without memory: the specification may be of a far larger model than the file contains.
+    with torch.device("meta"):
+        outline = _built(spec, path, impl, box_head)
+    check_tensors(outline, path)
+    model = _built(spec, path, impl, box_head)
+    tensors = load_file(path)
+    check_finite(tensors, path)
+    model.load_state_dict(tensors)
+    return model.eval(), spec
+
+
+def _spec(card: Any, path: Path) -> ModelSpec:
+    if card is None:
         raise UserError(
             f"{path}: not a botvision model, its metadata contains no specification; give a run's "
             "best.safetensors, or use the file as initial weights with `weights`"
         )
-    spec = _spec(json.loads(text), path)
-    model = spec.build(impl=impl, box_head=box_head)
-    try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: the weights do not match the specification ({reason})") from error
-    return model.eval(), spec
-
-
-def _spec(fields: dict[str, Any], path: Path) -> ModelSpec:
-    schema = fields.pop("schema", 0)
-    if schema > SCHEMA:
+    fields = dict(card) if isinstance(card, dict) else {}
+    schema, version = fields.pop("schema", 0), fields.pop("version", "")
+    if type(schema) is int and schema > SCHEMA:
         raise UserError(
-            f"{path}: written by a later version of botvision ({fields.get('version')}); upgrade "
-            "botvision"
+            f"{path}: written by a later version of botvision ({version}); upgrade botvision"
         )
+    if schema == 0 and isinstance(fields.get("model_args"), dict):
+        fields["model_args"] = upgrade_model_args(fields["model_args"])
     try:
-        del fields["version"]
-        if schema == 0:
-            fields["model_args"] = upgrade_model_args(fields["model_args"])
-        classifies = fields["task"] == "classification"
-        return (ClassifierSpec if classifies else DetectorSpec).from_fields(fields)
-    except (KeyError, TypeError, AttributeError) as error:
+        check_card(fields)
+    except UserError as error:
         raise UserError(
-            f"{path}: the specification of the model is damaged ({error}); save the model again"
+            f"{path}: the specification of the model is damaged: {error}; get the file again, or "
+            "save the model again"
+        ) from error
+    classifies = fields["task"] == "classification"
+    return (ClassifierSpec if classifies else DetectorSpec).from_fields(fields)
+
+
+def _built(
+    spec: ModelSpec, path: Path, impl: Implementation | None, box_head: nn.Module | None
+) -> nn.Module:
+    """Build the model of a file, whose arguments may fit no model."""
+    try:
+        return spec.build(impl=impl, box_head=box_head)
+    except Exception as error:  # whatever an architecture raises for arguments of any kind
+        parameter = getattr(error, "parameter", None)
+        if parameter in ("impl", "box_head"):
+            raise
+        reason = f" ({error})" if isinstance(error, UserError) and parameter != "model" else ""
+        raise UserError(
+            f"{path}: the specification of the model describes no {spec.model} that can be "
+            f"built{reason}; get the file again, or save the model again"
         ) from error
 
 

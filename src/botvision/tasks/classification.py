@@ -36,8 +36,9 @@ from botvision.errors import UserError
 from botvision.evaluation.classification import ClassificationEvaluator
 from botvision.files import make_folder
 from botvision.models import load_weights
+from botvision.tasks.bad_data import BadData
 from botvision.tasks.checkpoint import ClassifierSpec, save_model
-from botvision.tasks.task import EvaluationPass, choose_split
+from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.loop import Training, Validation
 from botvision.training.optimizer import make_optimizer, seed_batch
@@ -154,19 +155,24 @@ class ClassificationTraining:
         *,
         impl: Implementation | None = None,
     ) -> None:
-        self.config, self.impl = config, impl
+        self.impl = impl
         splits = classification_splits(data)
         if "train" not in splits:
             raise UserError(f"{config.data}: has no training split, only {', '.join(splits)}")
-        self.train = splits["train"](None)
+        self.bad_data = BadData(config)
+        self.train = self.bad_data.open("train", lambda _: splits["train"](None))
         if len(self.train.classes) < 2:
             raise UserError(
                 f"{self.train.summary()}; a classifier needs at least two classes, so add a "
                 "folder or label of another one"
             )
         self.held_out = next((name for name in ("val", "test") if name in splits), "")
-        self.val = splits[self.held_out](self.train.classes) if self.held_out else None
+        self.val = None
+        if self.held_out:
+            opener = splits[self.held_out]
+            self.val = self.bad_data.open(self.held_out, lambda _: opener(self.train.classes))
         self.images = len(self.train)
+        self.config, self.notices = settle_pixels(config, self.train, self.val)
         if config.mixup or config.cutmix:
             parts = config.accumulate * config.devices * config.nodes
             if config.batch_size // parts % 2:
@@ -190,6 +196,8 @@ class ClassificationTraining:
     def training(self, steps: int, process: Process) -> Training:
         """Build the classifier, its data sets and its validation."""
         config = self.config
+        if process.rank == 0:
+            self.bad_data.write()
         torch.manual_seed(config.seed)
         objects = ["impl"] if self.impl is not None else []
         spec = ClassifierSpec.of(config, self.train.classes, objects)
@@ -197,6 +205,8 @@ class ClassificationTraining:
         rates = {name: rate for name, rate in rates.items() if rate}
         model = spec.build(impl=self.impl, regularization=rates)
         summary = [data.summary() for data in (self.train, self.val) if data is not None]
+        summary += self.notices
+        summary += self.bad_data.summary()
         if config.weights is not None:
             summary.append(str(load_weights(model, config.weights)))
         summary.append(f"{config.model}, classification, {spec.image_size} px")
@@ -293,5 +303,8 @@ def classification_pass(
         process=Process(),
     )
     validation.facts["image_size"] = spec.image_size
-    summary = [f"{split.summary()}, seen at {spec.image_size} px"]
+    summary = [
+        f"{split.summary()}, seen at {spec.image_size} px",
+        *pixel_notices(split, spec.pixels),
+    ]
     return EvaluationPass(ClassificationInference(model, spec), validation, summary)

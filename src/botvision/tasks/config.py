@@ -13,6 +13,7 @@ from botvision.data.sources import task_of
 from botvision.device import Process, check_device_count, resolve_device, resolve_precision
 from botvision.errors import UserError
 from botvision.launcher import Launcher
+from botvision.models import check_model_args
 from botvision.settings import load_recipe, make_config, read_settings
 from botvision.tasks.checkpoint import upgrade_model_args
 from botvision.training.run import Run
@@ -116,7 +117,9 @@ def training_config(
         task = task or ("detection" if detects else "classification")
     classifies = task == "classification"
     if recipe is not None:
-        layers.insert(0, load_recipe(recipe, "classification" if classifies else "detection"))
+        of_recipe = load_recipe(recipe, "classification" if classifies else "detection")
+        _check_recipe(recipe, of_recipe, layers)
+        layers.insert(0, of_recipe)
     kind = ClassificationConfig if classifies else DetectionConfig
     return make_config(kind, *layers, {"data": name})
 
@@ -126,6 +129,7 @@ def _settings_before(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     own = Run(out).settings
     if own:
         own["model_args"] = upgrade_model_args(own.get("model_args") or {})
+        own.setdefault("pixel_range", None)  # earlier versions had none
     # Otherwise the first of each would have no effect.
     for name, other in (("epochs", "max_steps"), ("base_lr", "lr")):
         if settings.get(name) is not None:
@@ -160,6 +164,26 @@ def _with_launcher(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
                 value=given,
             )
     return dataclasses.replace(config, devices=launcher.devices, nodes=launcher.nodes)
+
+
+def _check_recipe(
+    name: str, recipe: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise UserError if another model than the recipe's does not accept the recipe's arguments."""
+    given = {key: value for layer in layers for key, value in layer.items()}
+    if "model" not in given or "model_args" in given or "model_args" not in recipe:
+        return
+    try:
+        check_model_args(given["model"], recipe["model_args"])
+    except UserError as error:
+        if error.parameter != "model_args":
+            raise
+        raise UserError(
+            f"does not accept the arguments that recipe {name} sets ({error.message}); give its "
+            "own, such as {}, with `model_args`",
+            parameter="model",
+            value=given["model"],
+        ) from error
 
 
 def _check(config: TrainConfig) -> None:

@@ -31,6 +31,7 @@ from botvision.data.formats import DetectionSource, detection_splits
 from botvision.data.jitter import LargeScaleJitter
 from botvision.data.loaders import eval_loader
 from botvision.data.samplers import sample_images
+from botvision.data.skipped import BadEntryError
 from botvision.detection import Detector
 from botvision.detection.inference import detect
 from botvision.detection.tta import TTA
@@ -38,8 +39,9 @@ from botvision.detection.weights import load_detector_weights
 from botvision.device import Process, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.coco import CocoEvaluator
+from botvision.tasks.bad_data import BadData
 from botvision.tasks.checkpoint import DetectorSpec, save_model
-from botvision.tasks.task import EvaluationPass, choose_split
+from botvision.tasks.task import EvaluationPass, choose_split, pixel_notices, settle_pixels
 from botvision.training.activation_checkpoint import recompute_blocks
 from botvision.training.fsdp import shard_if_wanted
 from botvision.training.loop import Training, Validation
@@ -179,15 +181,32 @@ class DetectionTraining:
                 f"{config.data}: has no training split, only {', '.join(splits)}; name its "
                 "annotation file annotations/instances_train.json"
             )
-        self.train = splits["train"](config.task)
-        self.val = splits["val"](config.task) if "val" in splits else None
+        self.bad_data = BadData(config)
+
+        def opened(name: str) -> DetectionData:
+            opener = functools.partial(splits[name], config.task)
+            return self.bad_data.open(name, lambda skipped: opener(skipped=skipped))
+
+        try:
+            self.train = opened("train")
+            self.val = opened("val") if "val" in splits else None
+        except BadEntryError as error:
+            raise UserError(
+                f"{error}; `botvision check {data}` lists all such errors, `bad_data` skip leaves "
+                "them out"
+            ) from error
         self.images = len(self.train)
         if self.train.num_objects == 0:
             raise UserError(f"{self.train.name}: has no objects to train on; add annotations to it")
         there = [split for split in (self.train, self.val) if split is not None]
         self.categories = merge_categories(*there)
-        self.summary = [*(split.summary() for split in there), str(self.categories)]
+        self.summary = [*(split.summary() for split in there), *self.bad_data.summary()]
+        if any(split.num_suspicious for split in there):
+            self.summary.append(f"run `botvision check {config.data}` to see these objects")
+        self.summary.append(str(self.categories))
         self.task: DetectionTask = config.task or _task_of(there)
+        config, notices = settle_pixels(config, self.train, self.val)
+        self.summary += notices
         self.config = dataclasses.replace(config, task=self.task)
         self.impl, self.box_head = impl, box_head
 
@@ -204,6 +223,8 @@ class DetectionTraining:
     def training(self, steps: int, process: Process) -> Training:
         """Build the detector, its data sets and its validation."""
         config, masks = self.config, self.task == "segmentation"
+        if process.rank == 0:
+            self.bad_data.write()
         torch.manual_seed(config.seed)
         given = {"impl": self.impl, "box_head": self.box_head}
         objects = [name for name, value in given.items() if value is not None]
@@ -363,4 +384,5 @@ def detection_pass(
         process=Process(),
         batch_size=batch_size,
     )
-    return EvaluationPass(module, validation, [split.summary(), *validation.summary])
+    summary = [split.summary(), *pixel_notices(split, spec.pixels), *validation.summary]
+    return EvaluationPass(module, validation, summary)

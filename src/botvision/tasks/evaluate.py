@@ -18,10 +18,11 @@ from botvision.data.detection import DetectionData
 from botvision.data.formats import ClassificationSource, DetectionSource
 from botvision.evaluation.evaluator import Evaluator, Metrics
 from botvision.evaluation.report import print_limit
+from botvision.files import make_folder
 from botvision.settings import make_config
 from botvision.tasks.classification import classification_pass
 from botvision.tasks.detection import detection_pass
-from botvision.tasks.load import DetectionModel, check_batch_size, load
+from botvision.tasks.load import DetectionModel, check_batch_size, load, with_pixels
 from botvision.tasks.task import refuse_options_of_the_other_task
 from botvision.terminal import print_text, terminal
 from botvision.training.callbacks import Evaluation
@@ -69,6 +70,7 @@ def evaluate(
         run, device=config.device, precision=config.precision, impl=impl, box_head=box_head
     )
     refuse_options_of_the_other_task(config, model.spec.task, fspath(run))
+    model = with_pixels(model, config)
     config.device = model.device
     source: Any = data
     if isinstance(data, Path):
@@ -91,7 +93,7 @@ def evaluate(
         )
     path = Path(run)
     folder = Run(config.out or (path if path.is_dir() else path.parent))
-    folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path.resolve())  # it may be a link, since the user has named it
     folder.write_metrics({**facts, "precision": model.precision, **evaluation.metrics})
     for evaluator in evaluation.evaluators:
         evaluator.report(folder.predictions, console)

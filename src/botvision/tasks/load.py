@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +18,12 @@ from torch import nn
 
 from botvision.attention import Implementation
 from botvision.attention.products import exact_products
-from botvision.config import Device, Dtype, Precision
+from botvision.config import Device, Dtype, EvaluateConfig, Precision, PredictConfig
 from botvision.data.classification import eval_transform, readable_names
 from botvision.data.images import open_image
 from botvision.data.listing import is_image
+from botvision.data.pixel_survey import ImageFileList, survey_pixels
+from botvision.data.pixels import Pixels
 from botvision.detection import Detector
 from botvision.detection.inference import check_limits, detect
 from botvision.detection.tta import TTA
@@ -124,7 +129,7 @@ class DetectionModel:
         def views(image: Image.Image) -> int:
             return len(tta.views(*image.size, self.spec.image_size))
 
-        batches = _batches(read_images(images, on_error), batch_size, views)
+        batches = _batches(read_images(images, on_error, self.spec.pixels), batch_size, views)
         return self._predict(batches, tta, score_threshold, max_detections, batch_size)
 
     def _predict(
@@ -151,6 +156,7 @@ class DetectionModel:
                     file=file,
                     size=image.size,
                     pixels=image if file is None else None,
+                    reading=self.spec.pixels,
                     boxes=detection["boxes"].numpy(),
                     scores=detection["scores"].float().numpy(),
                     class_ids=detection["labels"].numpy() - 1,
@@ -197,7 +203,7 @@ class ClassificationModel:
             UserError: ``batch_size`` is less than 1 or an image cannot be read.
         """
         check_batch_size(batch_size)
-        return self._predict(_batches(read_images(images, on_error), batch_size))
+        return self._predict(_batches(read_images(images, on_error, self.spec.pixels), batch_size))
 
     def _predict(self, batches: Iterable[list[_Opened]]) -> Iterator[ClassificationPrediction]:
         inference = ClassificationInference(self.module, self.spec).to(self.device)
@@ -214,6 +220,7 @@ class ClassificationModel:
                     file=file,
                     size=image.size,
                     pixels=image if file is None else None,
+                    reading=self.spec.pixels,
                     probabilities=row,
                     classes=classes,
                 )
@@ -225,8 +232,21 @@ def check_batch_size(batch_size: int | None) -> None:
         raise UserError("must be at least 1", parameter="batch_size", value=batch_size)
 
 
+def with_pixels(
+    model: DetectionModel | ClassificationModel, config: EvaluateConfig | PredictConfig
+) -> DetectionModel | ClassificationModel:
+    """Return the model with the pixel range and the page of the options, if they are set."""
+    own = model.spec.pixels
+    page = own.page if config.page is None else config.page
+    pixels = Pixels(config.pixel_range or own.range, page)
+    spec: Any = dataclasses.replace(model.spec, pixel_range=pixels.range, page=pixels.page)
+    return dataclasses.replace(model, spec=spec)
+
+
 def read_images(
-    images: ImageSource | Iterable[ImageSource], on_error: OnError | None = None
+    images: ImageSource | Iterable[ImageSource],
+    on_error: OnError | None = None,
+    pixels: Pixels = Pixels(),  # noqa: B008, it is frozen
 ) -> Iterator[_Opened]:
     """Yield the images with their files.
 
@@ -236,6 +256,7 @@ def read_images(
         images: one or several files, folders, PIL images or uint8 (height, width, 3) arrays.
         on_error: called with the error of each unreadable image, which is then skipped. By default
             the error is raised.
+        pixels: how files, and PIL images of more than 8 bits, become 8-bit RGB.
 
     Yields:
         The file, or None for an image that was passed as pixels, and the RGB image.
@@ -249,22 +270,33 @@ def read_images(
     for source in images:
         try:
             if isinstance(source, Image.Image):
-                yield None, source.convert("RGB")
+                yield None, _from_pillow(source, pixels)
             elif isinstance(source, np.ndarray):
                 yield None, _from_array(source)
             else:
                 files = _files(Path(source))
-                yield from _open_each(files, on_error)
+                yield from _open_each(files, on_error, pixels)
         except UserError as error:
             if on_error is None:
                 raise
             on_error(error)
 
 
-def _open_each(files: Iterable[Path], on_error: OnError | None) -> Iterator[_Opened]:
+def _from_pillow(image: Image.Image, pixels: Pixels) -> Image.Image:
+    try:
+        return pixels.to_rgb(image)
+    except ValueError as error:
+        raise UserError(
+            f"{image.mode} colors cannot be converted to RGB", parameter="images"
+        ) from error
+
+
+def _open_each(
+    files: Iterable[Path], on_error: OnError | None, pixels: Pixels
+) -> Iterator[_Opened]:
     for file in files:
         try:
-            image = open_image(file)
+            image = open_image(file, pixels=pixels)
         except UserError as error:
             if on_error is None:
                 raise
@@ -273,10 +305,22 @@ def _open_each(files: Iterable[Path], on_error: OnError | None) -> Iterator[_Ope
         yield file, image
 
 
+def survey_files(paths: Iterable[str | PathLike[str]], pixels: Pixels) -> list[str]:
+    """Return lines about the images of files and folders, see ``PixelSurvey``."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        with contextlib.suppress(UserError):  # which is reported when the folder is read
+            files += _files(path)
+    return survey_pixels(ImageFileList(files, pixels), pixels.page).notices(pixels)
+
+
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    inside = sorted(file for file in path.iterdir() if is_image(file.name))
+    try:
+        inside = sorted(file for file in path.iterdir() if is_image(file.name))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be listed ({error.strerror}); check the folder") from error
     if not inside:
         raise UserError(f"{path}: no image files in this folder")
     return inside

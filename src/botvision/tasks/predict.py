@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from os import PathLike, fspath
@@ -16,13 +15,23 @@ from torch import nn
 from botvision.attention import Implementation
 from botvision.config import PredictConfig
 from botvision.errors import UserError
-from botvision.files import write_text
 from botvision.settings import make_config
-from botvision.tasks.load import ClassificationModel, DetectionModel, check_batch_size, load
+from botvision.tasks.load import (
+    ClassificationModel,
+    DetectionModel,
+    OnError,
+    check_batch_size,
+    load,
+    survey_files,
+    with_pixels,
+)
 from botvision.tasks.prediction import DetectionPrediction
+from botvision.tasks.results import Results
 from botvision.tasks.task import refuse_options_of_the_other_task
-from botvision.terminal import terminal
+from botvision.terminal import print_text, terminal
+from botvision.text import printable
 from botvision.visualize.classes import prediction_sheet
+from botvision.visualize.figures import save_image
 
 TOP = 5
 _SHEET_IMAGES = 24
@@ -39,8 +48,10 @@ def predict(
 ) -> Path:
     """Detect objects in images or classify images, and write pictures and ``predictions.json``.
 
-    The JSON is a list with one entry per image: ``file``, ``width`` and ``height``. For a detector
-    an entry also contains ``instances``, each with ``class``, ``category_id`` (of the training
+    The JSON is a list with one entry per image: ``file``, ``width``, ``height`` and ``picture``,
+    the name of the picture that shows the image (a classifier draws only the first 24). The list
+    is written as it grows, so a process that is stopped loses nothing. For a detector an entry also
+    contains ``instances``, each with ``class``, ``category_id`` (of the training
     data), ``score`` and ``bbox`` (x, y, width, height in pixels). Instances of a segmentation model
     also contain ``segmentation``, in ``mask_format``. For a classifier an entry also contains
     ``classes``, the five most probable classes, each with ``class`` and ``probability``.
@@ -67,18 +78,31 @@ def predict(
         run, device=config.device, precision=config.precision, impl=impl, box_head=box_head
     )
     refuse_options_of_the_other_task(config, model.spec.task, fspath(run))
+    model = with_pixels(model, config)
+    images = [images] if isinstance(images, str | PathLike) else list(images)
+    for line in survey_files(images, model.spec.pixels):
+        print_text(console, line)
     path = Path(run)
     folder = config.out or (path if path.is_dir() else path.parent) / "predictions"
     unread: list[UserError] = []
-    if isinstance(model, DetectionModel):
-        listed = _detect(model, images, config, folder, unread, console)
-    else:
-        listed = _classify(model, images, config, folder, unread, console)
-    write_text(folder / "predictions.json", json.dumps(listed))
-    console.print(f"written to {folder}")
+
+    def leave_out(error: UserError) -> None:
+        unread.append(error)
+        print_text(console, f"left out: {error}")
+
+    results = Results(folder if config.out is None else folder.resolve(), images)
+    try:
+        if isinstance(model, DetectionModel):
+            _detect(model, images, config, results, leave_out, console)
+        else:
+            _classify(model, images, config, results, leave_out, console)
+    finally:
+        results.close()
     if unread:
-        more = f" (and {len(unread) - 1} more files)" if len(unread) > 1 else ""
-        raise UserError(f"{unread[0]}{more}")
+        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+        rest = f"{results.count} others are in {folder}" if results.count else "there are no others"
+        raise UserError(f"{unread[0]}{more}; {rest}")
+    print_text(console, f"written to {folder}")
     return folder
 
 
@@ -86,11 +110,11 @@ def _detect(
     model: DetectionModel,
     images: Iterable[str | PathLike[str]],
     config: PredictConfig,
-    folder: Path,
-    unread: list[UserError],
+    results: Results,
+    leave_out: OnError,
     console: Console,
-) -> list[dict[str, Any]]:
-    """Return the instances of every image, and write one picture per image to ``folder``."""
+) -> None:
+    """Write the instances and a picture of every image."""
     predictions = model.predict(
         images,
         score_threshold=0.5 if config.score_threshold is None else config.score_threshold,
@@ -99,27 +123,31 @@ def _detect(
         scales=(1.0,) if config.scales is None else tuple(config.scales),
         tile=config.tile,
         batch_size=config.batch_size,
-        on_error=unread.append,
+        on_error=leave_out,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    listed: list[dict[str, Any]] = []
-    taken: set[str] = set()
     limit = config.max_detections or model.spec.detector.max_detections
     drawing, start = 0.0, time.perf_counter()
     for prediction in predictions:
         assert prediction.file is not None
         instances = _instances(prediction, config.mask_format or "rle")
-        listed.append({**_file_and_size(prediction), "instances": instances})
         full = " (limited by max_detections)" if len(prediction) == limit else ""
-        console.print(f"{prediction.file}: {_counts(prediction.names)}{full}")
+        print_text(console, f"{printable(prediction.file)}: {_counts(prediction.names)}{full}")
         paused = time.perf_counter()
-        prediction.draw().save(folder / f"{_free_name(prediction.file.stem, taken)}.png")
+        entry = {**_file_and_size(prediction), "picture": None, "instances": instances}
+        try:
+            drawn = prediction.draw()
+        except UserError as error:  # the file has changed since it was read
+            leave_out(error)
+            results.add(entry)
+            continue
+        picture = results.picture(prediction.file.stem)
+        results.add({**entry, "picture": picture.name})
+        save_image(drawn, picture)
         drawing += time.perf_counter() - paused
-    if listed:
+    if results.count:
         seconds = time.perf_counter() - start - drawing
         what = "reading, detecting and encoding masks, without drawing"
-        _print_rate(console, len(listed), seconds, what)
-    return listed
+        _print_rate(console, results.count, seconds, what)
 
 
 def _instances(prediction: DetectionPrediction, mask_format: str) -> list[dict[str, Any]]:
@@ -138,31 +166,33 @@ def _classify(
     model: ClassificationModel,
     images: Iterable[str | PathLike[str]],
     config: PredictConfig,
-    folder: Path,
-    unread: list[UserError],
+    results: Results,
+    leave_out: OnError,
     console: Console,
-) -> list[dict[str, Any]]:
-    """Return the best classes of every image, and write ``predictions.png`` with the first 24."""
-    predictions = model.predict(images, batch_size=config.batch_size, on_error=unread.append)
-    folder.mkdir(parents=True, exist_ok=True)
-    listed: list[dict[str, Any]] = []
+) -> None:
+    """Write the best classes of every image, and a picture of the first 24 images."""
+    predictions = model.predict(images, batch_size=config.batch_size, on_error=leave_out)
     shown: list[Image.Image] = []
     tops: list[list[tuple[str, float]]] = []
+    picture: Path | None = None
     start = time.perf_counter()
     for prediction in predictions:
         top = prediction.top(TOP)
         classes = [{"class": name, "probability": share} for name, share in top]
-        listed.append({**_file_and_size(prediction), "classes": classes})
-        if len(shown) < _SHEET_IMAGES:
+        if picture is None:
+            picture = results.picture("predictions")
+        drawn = len(shown) < _SHEET_IMAGES
+        if drawn:
             shown.append(prediction.image)
             tops.append(top)
-        text = ", ".join(f"{name} {share:.1%}" for name, share in top[:2])
-        console.print(f"{prediction.file}: {text}")
-    if shown:
+        entry = {"picture": picture.name if drawn else None, "classes": classes}
+        results.add({**_file_and_size(prediction), **entry})
+        text = ", ".join(f"{printable(name)} {share:.1%}" for name, share in top[:2])
+        print_text(console, f"{printable(prediction.file)}: {text}")
+    if picture is not None:
         seconds = time.perf_counter() - start
-        _print_rate(console, len(listed), seconds, "reading and classifying")
-        prediction_sheet(shown, tops).save(folder / "predictions.png")
-    return listed
+        _print_rate(console, results.count, seconds, "reading and classifying")
+        save_image(prediction_sheet(shown, tops), picture)
 
 
 def _file_and_size(prediction: Any) -> dict[str, Any]:
@@ -171,18 +201,10 @@ def _file_and_size(prediction: Any) -> dict[str, Any]:
 
 
 def _print_rate(console: Console, images: int, seconds: float, what: str) -> None:
-    console.print(f"{images / seconds:.3g} images per second ({what})")
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    name, number = stem, 1
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    taken.add(name)
-    return name
+    print_text(console, f"{images / seconds:.3g} images per second ({what})")
 
 
 def _counts(names: list[str]) -> str:
     """Count the names, such as ``2 circle, 1 square``."""
-    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
+    counts = (f"{names.count(name)} {printable(name)}" for name in dict.fromkeys(names))
+    return ", ".join(counts) or "nothing"

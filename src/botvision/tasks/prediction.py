@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from botvision.data.categories import Categories
 from botvision.data.images import open_image
 from botvision.data.pasting import encode_mask, mask_polygons, paste_mask
+from botvision.data.pixels import Pixels
 from botvision.errors import UserError
 
 
@@ -24,11 +25,13 @@ class Prediction:
         file: image file. None for an image that was passed as pixels.
         size: width and height in pixels.
         pixels: the image, if it was not read from a file.
+        reading: how the file is read.
     """
 
     file: Path | None
     size: tuple[int, int]
     pixels: Image.Image | None = None
+    reading: Pixels = field(default_factory=Pixels)
 
     @property
     def image(self) -> Image.Image:
@@ -36,7 +39,7 @@ class Prediction:
         if self.pixels is not None:
             return self.pixels
         assert self.file is not None
-        return open_image(self.file)
+        return open_image(self.file, pixels=self.reading)
 
 
 @dataclass(frozen=True, kw_only=True)

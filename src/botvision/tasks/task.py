@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import lightning as L
 
@@ -15,9 +16,13 @@ from botvision.config import (
     PredictConfig,
     TrainConfig,
 )
+from botvision.data.pixel_survey import StoredImages, survey_pixels
+from botvision.data.pixels import Pixels
 from botvision.device import Process
 from botvision.errors import UserError
 from botvision.training.loop import Training, Validation
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
 class Task(Protocol):
@@ -51,6 +56,44 @@ class EvaluationPass:
     module: L.LightningModule
     validation: Validation
     summary: list[str]
+
+
+def settle_pixels(config: ConfigT, train: object, val: object) -> tuple[ConfigT, list[str]]:
+    """Determine how the images of a run are read, from a sample of the training images.
+
+    Args:
+        config: settings of the run.
+        train: training split. Its images, and those of ``val``, are read as the settings describe
+            if it is ``StoredImages``. The images of other objects are 8-bit RGB already.
+        val: validation split, or None.
+
+    Returns:
+        The settings, whose ``pixel_range`` is ``"auto"`` only if all images have 8 bits, and lines
+        about the images.
+
+    Raises:
+        UserError: ``pixel_range`` or ``page`` is invalid.
+    """
+    given = None if config.pixel_range == "auto" else config.pixel_range
+    pixels = Pixels(given, config.page)
+    if not isinstance(train, StoredImages):
+        return config, []
+    survey = survey_pixels(train, config.page)
+    if config.pixel_range == "auto" and survey.range is not None:
+        pixels = Pixels(survey.range, config.page)
+        config = dataclasses.replace(config, pixel_range=survey.range)
+    train.pixels = pixels
+    if isinstance(val, StoredImages):
+        val.pixels = pixels
+    return config, survey.notices(pixels)
+
+
+def pixel_notices(data: object, pixels: Pixels) -> list[str]:
+    """Set how the images of a split are read, if they are files, and return lines about them."""
+    if not isinstance(data, StoredImages):
+        return []
+    data.pixels = pixels
+    return survey_pixels(data, pixels.page).notices(pixels)
 
 
 def choose_split(splits: Sequence[str], wanted: str | None, data: str) -> str:

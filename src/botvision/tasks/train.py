@@ -152,7 +152,8 @@ def train_until_stopped(
                     check_resume(run, task.config, task.resolved, recipe, settings) if start else []
                 )
                 if run.has_ended(steps, settled.patience):
-                    more = "patience" if start < steps else "epochs"
+                    length = "epochs" if settled.max_steps is None else "max_steps"
+                    more = "patience" if start < steps else length
                     console.print(
                         f"{run.path}: complete, {start} of {steps} steps; raise {more} to continue"
                     )

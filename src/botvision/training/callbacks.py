@@ -21,6 +21,22 @@ def ends_inside_a_step(trainer: L.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches != 0
 
 
+class BatchCount(Callback):
+    """Resumes with another ``accumulate``: Lightning's checkpoints count micro-batches.
+
+    Lightning would see the end of the data too early, and begin again with the first batch.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count the micro-batches of this run's steps."""
+        count = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        missing = checkpoint["global_step"] * trainer.accumulate_grad_batches - count["ready"]
+        for name in count:
+            count[name] += missing
+
+
 class DataWait(Callback):
     """How long the training waits for its data: from a batch's end to the next one's start."""
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from botvision.config import TrainConfig
+from botvision.device import is_out_of_memory
 from botvision.errors import UserError
 
 
@@ -28,9 +27,7 @@ def in_one_line(config: TrainConfig, folder: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if memory or re.search(r"can't allocate memory|out of memory|ALLOC_FAILED", text):
+        if is_out_of_memory(error):
             checkpointing = " or set `grad_checkpointing`" * hasattr(config, "grad_checkpointing")
             raise UserError(
                 f"the {config.device} is out of memory; raise `accumulate` (now "
@@ -38,7 +35,7 @@ def in_one_line(config: TrainConfig, folder: Path) -> Iterator[None]:
                 f"`batch_size` (now {config.batch_size}){',' * bool(checkpointing)}{checkpointing}"
             ) from error
         ended = re.search(
-            r"DataLoader worker \(pid.*?\) (?:exited|is killed by signal: ([\w ]+))", text
+            r"DataLoader worker \(pid.*?\) (?:exited|is killed by signal: ([\w ]+))", str(error)
         )
         if ended:
             reason = f" ({ended[1].lower().strip()})" if ended[1] else ""

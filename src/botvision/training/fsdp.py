@@ -10,7 +10,36 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from botvision.config import TrainConfig
+from botvision.errors import UserError
 from botvision.models import stage_blocks
+
+
+def is_sharded(config: TrainConfig) -> bool:
+    """Return whether the weights are shared out: with fsdp and several processes."""
+    return config.strategy == "fsdp" and config.devices * config.nodes > 1
+
+
+def check_sharding(config: TrainConfig, groups: list[list[int]]) -> None:
+    """Refuse to resume sharded from a checkpoint that was not sharded.
+
+    torch numbers an optimizer's parameters group by group. Lightning's checkpoints of sharded
+    weights number them in the order of the model, and it expects that order when it loads one: it
+    would give weights the momentum of others.
+
+    Args:
+        config: settings of the run.
+        groups: the parameter groups of the checkpoint's optimizer, as numbers of parameters.
+
+    Raises:
+        UserError: the numbers are torch's, and the run is to be sharded.
+    """
+    numbers = [number for group in groups for number in group]
+    if is_sharded(config) and len(groups) > 1 and numbers == sorted(numbers):
+        raise UserError(
+            "cannot resume a checkpoint that one process or ddp has saved; resume with ddp",
+            parameter="strategy",
+            value=config.strategy,
+        )
 
 
 def shard_if_wanted(module: L.LightningModule, model: nn.Module, config: TrainConfig) -> None:
@@ -22,8 +51,7 @@ def shard_if_wanted(module: L.LightningModule, model: nn.Module, config: TrainCo
         config: settings of the run. The model is not changed unless ``strategy`` is fsdp and there
             are several processes. With ``norm`` sync, its batch norm is synchronized as well.
     """
-    alone = config.devices * config.nodes == 1
-    if config.strategy != "fsdp" or alone or isinstance(model, FSDPModule):
+    if not is_sharded(config) or isinstance(model, FSDPModule):
         return
     if config.norm == "sync":  # which Lightning does for its other strategies
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

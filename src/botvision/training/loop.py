@@ -22,6 +22,7 @@ from botvision.errors import UserError
 from botvision.evaluation.evaluator import Evaluator, TaskEvaluator
 from botvision.training.callbacks import DataWait, Evaluation, EventLog
 from botvision.training.control import RunControl
+from botvision.training.fsdp import check_sharding
 from botvision.training.processes import Processes
 from botvision.training.run import Run
 from botvision.training.signals import StopSignals
@@ -120,6 +121,7 @@ def fit(
     )
     if start:
         run.check_model(training.module)
+        check_sharding(config, run.parameter_groups)
         console.print(f"resuming from step {start}")
     resolved = {"steps": steps, "learning_rate": config.peak_lr, "parameters": parameters}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -60,8 +61,12 @@ class Processes:
         """
         if self._launcher is None and devices > 1:
             self._start_children(devices)
-        if self._launcher is not None and any(self._exchange("")):
+        if self._launcher is None:
+            return
+        if any(self._exchange("")):
             sys.exit(2)
+        if not self._children:
+            threading.Thread(target=self._watch, daemon=True).start()
 
     def __exit__(
         self,
@@ -70,53 +75,81 @@ class Processes:
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
+        if self._launcher is None:
+            return
+        if error is not None and threading.current_thread() is threading.main_thread():
+            # A launcher sends SIGTERM to the other processes as soon as one has ended, which may be
+            # before this one has printed the reason.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            stops = isinstance(error, SystemExit | KeyboardInterrupt)
-            if error is not None and not stops and self._launcher is not None:
+            if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
+                self._end()
+            else:
                 self._fail(error)
         finally:
             _wait(lambda: all(child.poll() is not None for child in self._children))
             for child in self._children:
                 child.kill()
 
+    def _end(self) -> None:
+        """Wait until all processes end: a launcher may kill the others when the first one ends."""
+        assert self._launcher is not None
+        if self._store is not None:
+            with contextlib.suppress(dist.DistError):
+                self._count("ended", 1)
+                self._wait_for("ended", self._launcher.count)
+
     def _fail(self, error: BaseException) -> None:
         """Let one process report the error, which occurs in one process or in several."""
         assert self._launcher is not None
-        if self._store is None:  # the others may be ready or about to fail for the same reason
+        if self._store is None:  # the others are ready, or fail for the same reason
             messages = self._exchange(str(error) or type(error).__name__)
-            if (
-                next(rank for rank, message in enumerate(messages) if message)
-                != self._launcher.rank
-            ):
+            reports = next(rank for rank, message in enumerate(messages) if message)
+            if reports != self._launcher.rank:
                 raise SystemExit(2) from error
             return
-        # A launcher sends SIGTERM as soon as the first process has ended, before this one has
-        # printed the reason.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         lost = _is_lost_connection(error)
-        first = self._is_first()
-        if dist.is_initialized() and dist.get_backend() == "gloo":
-            dist.destroy_process_group()  # so the others notice
-        if not first:
+        if not self._is_first():
             raise SystemExit(2) from error
-        if self._launcher.rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
-            # This process has the store that the others ask whether they are first.
-            others = self._launcher.count - lost
-            _wait(lambda: bool(self._children) or self._failed(0) >= others)
+        if self._launcher.rank == 0:  # whose store the others ask
+            self._wait_for("failed", self._launcher.count - lost)
         if lost:
             raise UserError(self._loss()) from error
-
-    def _failed(self, more: int) -> int:
-        assert self._store is not None
-        return self._store.add("failed", more)
 
     def _is_first(self) -> bool:
         """Whether no other process has failed yet."""
         assert self._launcher is not None
         try:
-            return self._failed(1) == 1
-        except dist.DistError:  # the first process is lost, which has the store
+            return self._count("failed", 1) == 1
+        except dist.DistError:  # the first process, which has the store, is lost
             return self._launcher.rank == 1
+
+    def _count(self, what: str, more: int = 0) -> int:
+        """Add to a number that all processes share."""
+        assert self._store is not None
+        return int(self._store.add(what, more))
+
+    def _wait_for(self, what: str, count: int) -> None:
+        """Wait until that number of processes has ended, or failed."""
+        with contextlib.suppress(dist.DistError):
+            _wait(lambda: self._count(what) >= count)
+
+    def _watch(self) -> None:
+        """End this process if another one has failed and the main thread does not notice it."""
+        while not self._ended.wait(0.5):
+            try:
+                if self._count("failed"):  # by a process that reports the reason
+                    self._count("failed", 1)
+                    os._exit(2)
+                lost = any(child.poll() for child in self._children)
+            except dist.DistError:
+                lost = True
+            if lost and not self._ended.wait(PATIENCE):
+                if self._is_first():
+                    print(f"error: {self._loss()}", file=sys.stderr, flush=True)
+                for child in self._children:
+                    child.kill()
+                os._exit(2)
 
     def _loss(self) -> str:
         """Return which process was lost, as far as it is known."""
@@ -156,18 +189,8 @@ class Processes:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, *program, *sys.argv[1:]]
             self._children.append(subprocess.Popen(command, env={**os.environ, **own}))
-        threading.Thread(target=self._watch_children, daemon=True).start()
         self._store = store  # until `_exchange` connects to it
-
-    def _watch_children(self) -> None:
-        """End this process if another one is lost and the main thread does not notice it."""
-        while not self._ended.wait(0.5):
-            if any(child.poll() for child in self._children) and not self._ended.wait(PATIENCE):
-                if self._is_first():
-                    print(f"error: {self._loss()}", file=sys.stderr, flush=True)
-                for child in self._children:
-                    child.kill()
-                os._exit(2)
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def _exchange(self, message: str) -> list[str]:
         """Exchange messages with all processes: the reason of a failure, or empty if ready."""

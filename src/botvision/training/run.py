@@ -137,6 +137,11 @@ class Run:
         self._content = read_checkpoint(self.checkpoint)
         return int(self._content["global_step"])
 
+    @property
+    def parameter_groups(self) -> list[list[int]]:
+        """The parameter groups of the checkpoint's optimizer, as numbers of parameters."""
+        return [group["params"] for group in self._content["optimizer_states"][0]["param_groups"]]
+
     def check_model(self, module: nn.Module) -> None:
         """Refuse to resume with another model than the checkpoint's.
 

@@ -99,7 +99,8 @@ class StopSignals:
         traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._earlier.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._receive:  # else `Processes` ignores it
+                signal.signal(number, handler)
         if isinstance(error, Stopped):
             self.print(self.message)
             if error.number == signal.SIGINT:

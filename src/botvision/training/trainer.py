@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from rich.console import Console
 
 from botvision.config import Device, Dtype, TrainConfig
-from botvision.training.callbacks import ProgressLines
+from botvision.training.callbacks import BatchCount, ProgressLines
 from botvision.training.checkpoints import AtomicCheckpointIO
 from botvision.training.control import LastCheckpoint, RunControl
 from botvision.training.fsdp import WholeEvaluation
@@ -160,6 +160,7 @@ def training_trainer(
         callbacks=[
             *callbacks,
             WholeEvaluation(),
+            BatchCount(),
             *_progress(steps),
             LastCheckpoint(run),
             # After the evaluation, which saves the weights that the average has put in place.

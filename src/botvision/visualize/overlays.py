@@ -109,7 +109,7 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) 
     """
     if not rows or any(len(row) != len(titles) for row in rows):
         raise ValueError(f"each of at least one row must have {len(titles)} images, as the titles")
-    fitted = [[_fit(picture) for picture in row] for row in rows]
+    fitted = [[fit_cell(picture) for picture in row] for row in rows]
     width = max(picture.width for row in fitted for picture in row)
     height = max(picture.height for row in fitted for picture in row)
     gap, header = CELL_SIDE // 40, CELL_SIDE // 12
@@ -120,10 +120,10 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) 
         "white",
     )
     draw = ImageDraw.Draw(sheet)
-    font = _font(header // 2)
+    font = text_font(header // 2)
     for column, title in enumerate(titles):
         left = gap + column * (width + gap)
-        text = _shorten(printable(title), font, width)
+        text = fit_text(printable(title), font, width)
         draw.text((left + width / 2, header / 2), text, fill="#222222", font=font, anchor="mm")
         for row, pictures in enumerate(fitted):
             picture = pictures[column]
@@ -133,7 +133,8 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) 
     return sheet
 
 
-def _fit(picture: Image.Image) -> Image.Image:
+def fit_cell(picture: Image.Image) -> Image.Image:
+    """Return an RGB picture, scaled to fit the square cell of a contact sheet."""
     square = (CELL_SIDE, CELL_SIDE)
     return ImageOps.contain(picture.convert("RGB"), square, Image.Resampling.LANCZOS)
 
@@ -142,7 +143,8 @@ def _color(index: int) -> Color:
     return PALETTE[index % len(PALETTE)]
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def text_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of all texts in pictures, ``size`` pixels high."""
     # Matplotlib ships this font, so the drawing is the same on every system.
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(path, size)
@@ -225,7 +227,7 @@ def _draw_tags(
     draw: ImageDraw.ImageDraw, boxes: Sequence[Box], texts: Sequence[str], size: tuple[int, int]
 ) -> None:
     """Draw each text on a plate of its color, at the corner where it hides least of the rest."""
-    font = _font(max(12, round(min(size) / 40)))
+    font = text_font(max(12, round(min(size) / 40)))
     pad = max(2, round(font.size / 5))
     height = sum(font.getmetrics()) + pad
     taken: list[Box] = []
@@ -236,7 +238,7 @@ def _draw_tags(
         return 3 * names + sum(_hidden(box, spot) for box in boxes)
 
     for index, (box, text) in enumerate(zip(boxes, texts, strict=True)):
-        text = _shorten(text, font, size[0] - 2 * pad)
+        text = fit_text(text, font, size[0] - 2 * pad)
         width = round(font.getlength(text)) + 2 * pad
         left, top, right, bottom = box
         spots = [
@@ -253,7 +255,17 @@ def _draw_tags(
         draw.text(middle, text, fill="black" if dark_text else "white", font=font, anchor="mm")
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fit_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Return a text that fits a width.
+
+    Args:
+        text: the text, in one line.
+        font: font that it is drawn with.
+        width: greatest width in pixels.
+
+    Returns:
+        The text, cut with an ellipsis if it is wider.
+    """
     longest = text[:_LONGEST_TEXT]
     if font.getlength(longest) <= width and longest == text:
         return text
