@@ -74,18 +74,15 @@ def settle_pixels(config: ConfigT, train: object, val: object) -> tuple[ConfigT,
     Raises:
         UserError: ``pixel_range`` or ``page`` is invalid.
     """
-    given = None if config.pixel_range == "auto" else config.pixel_range
-    pixels = Pixels(given, config.page)
-    if not isinstance(train, StoredImages):
-        return config, []
-    survey = survey_pixels(train, config.page)
-    if config.pixel_range == "auto" and survey.range is not None:
-        pixels = Pixels(survey.range, config.page)
+    pixels = Pixels(config.chosen_pixel_range, config.page)
+    survey = survey_pixels(train, config.page) if isinstance(train, StoredImages) else None
+    if survey is not None and survey.range is not None and config.pixel_range == "auto":
         config = dataclasses.replace(config, pixel_range=survey.range)
-    train.pixels = pixels
-    if isinstance(val, StoredImages):
-        val.pixels = pixels
-    return config, survey.notices(pixels)
+        pixels = Pixels(survey.range, config.page)
+    for split in (train, val):
+        if isinstance(split, StoredImages):
+            split.pixels = pixels
+    return config, [] if survey is None else survey.notices(pixels)
 
 
 def pixel_notices(data: object, pixels: Pixels) -> list[str]:
