@@ -1,6 +1,7 @@
 """Opening any image file as the 8-bit RGB picture that its annotations describe."""
 
 import contextlib
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ DECODE_ERRORS = (
 MAX_PIXELS = 2**28
 if Image.MAX_IMAGE_PIXELS is not None:  # else the program that uses this library has raised it
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2)
+# Pillow logs errors in tags of TIFF, which Python prints if nobody has said what to do with them.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 # Pillow would run Ghostscript, a program, on the content.
 Image.init()
 FORMATS = [name for name in Image.ID if name != "EPS"]

@@ -22,6 +22,8 @@ from botvision.device import Process
 from botvision.errors import UserError
 from botvision.training.loop import Training, Validation
 
+# Images whose pixels are read for a line about their values.
+_NOTICE_IMAGES = 10
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
@@ -90,7 +92,7 @@ def pixel_notices(data: object, pixels: Pixels) -> list[str]:
     if not isinstance(data, StoredImages):
         return []
     data.pixels = pixels
-    return survey_pixels(data, pixels.page).notices(pixels)
+    return survey_pixels(data, pixels.page, decoded=_NOTICE_IMAGES).notices(pixels)
 
 
 def choose_split(splits: Sequence[str], wanted: str | None, data: str) -> str:
