@@ -11,14 +11,15 @@ from botvision.cli.main import main
 from botvision.training.run import Run
 
 LOG = Run.log
+# One number of threads here and there: the order of a sum must not differ by machine load.
+THREADS = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 def run_and_kill(lines, *arguments):
     """Run the command in a process that is killed when its run has logged so many lines."""
     done = subprocess.run(
         [sys.executable, __file__, str(lines), *map(str, arguments)],
-        # One thread here and there: the order of a sum must not differ by machine load.
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        env={**os.environ, **THREADS},
         capture_output=True,
         text=True,
         check=False,

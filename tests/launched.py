@@ -67,14 +67,14 @@ def wait_for_steps(out, count, seconds=60.0):
         time.sleep(0.1)
 
 
-def process_of(rank, out):
-    """The process id of a rank of the run in ``out``, by the variables in its environment."""
+def process_of(rank, out, variable="RANK"):
+    """The process id of a rank of the run in ``out``, by a variable in its environment."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (folder / "cmdline").read_bytes().split(b"\0")
             variables = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue  # ended in the meantime
-        if str(out).encode() in arguments and f"RANK={rank}".encode() in variables:
+        if str(out).encode() in arguments and f"{variable}={rank}".encode() in variables:
             return int(folder.name)
     raise AssertionError(f"no process of rank {rank}")

@@ -40,7 +40,9 @@ def atomic(path: Path) -> Iterator[Path]:
         try:
             temporary.unlink(missing_ok=True)
             temporary.touch(exist_ok=False)  # O_EXCL: a new file, never the target of a link
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # safetensors makes a file that only its owner may read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -83,7 +85,7 @@ def append_text(path: Path, text: str) -> None:
     Raises:
         UserError: ``path`` is a link, or cannot be written.
     """
-    _refuse_link(path)
+    refuse_link(path)
     with _writing(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
@@ -97,7 +99,7 @@ def make_folder(path: Path) -> None:
     Raises:
         UserError: ``path`` is a link or a file, or cannot be created.
     """
-    _refuse_link(path)
+    refuse_link(path)
     with _writing(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,8 @@ def make_folder(path: Path) -> None:
             ) from error
 
 
-def _refuse_link(path: Path) -> None:
+def refuse_link(path: Path) -> None:
+    """Raise UserError if a path for results is a link."""
     if path.is_symlink():
         raise UserError(
             f"{path}: is a link to {path.readlink()}, and results are not written through links; "

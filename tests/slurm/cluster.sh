@@ -1,9 +1,10 @@
 #!/bin/bash
-# A Slurm cluster of one node on the loopback address, for tests/slurm/preemption.sh.
+# A Slurm cluster of one node on the loopback address. Everything needs root.
 #
-#   sudo tests/slurm/cluster.sh install         Debian's slurm-wlm and munge
-#   sudo tests/slurm/cluster.sh start FOLDER    writes FOLDER/slurm.conf and starts the daemons
-#   sudo tests/slurm/cluster.sh stop FOLDER
+#   tests/slurm/cluster.sh test            installs Slurm and runs the tests in this folder
+#   tests/slurm/cluster.sh install         installs Debian's slurm-wlm and munge
+#   tests/slurm/cluster.sh start FOLDER    writes FOLDER/slurm.conf and starts the daemons
+#   tests/slurm/cluster.sh stop FOLDER     stops them
 #
 # Everything is in FOLDER, so an existing configuration in /etc/slurm is left as it is. Slurm's
 # commands find the cluster by SLURM_CONF=FOLDER/slurm.conf.
@@ -11,9 +12,13 @@ set -euo pipefail
 
 install() {
     apt-get update -qq
-    # The packages' own services stay off: policy-rc.d is what Debian's tools ask.
-    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
-        slurm-wlm munge
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge
+}
+
+test() {
+    install
+    cd "$(dirname "$0")/../.."
+    "${PYTHON:-.venv/bin/python}" -m pytest -m slow -ra -s -v tests/slurm
 }
 
 start() {

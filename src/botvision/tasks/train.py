@@ -21,7 +21,7 @@ from botvision.tasks.config import ConfigSource, settle
 from botvision.tasks.detection import DetectionTraining
 from botvision.tasks.resume import check_resume
 from botvision.tasks.task import Task
-from botvision.terminal import terminal
+from botvision.terminal import print_text, terminal
 from botvision.training.failures import in_one_line
 from botvision.training.loop import fit
 from botvision.training.processes import Processes
@@ -128,7 +128,7 @@ def train_until_stopped(
         )
         assert settled.out is not None
         console = console or terminal(quiet=process.rank > 0)
-        signals.print = functools.partial(console.print, markup=False, soft_wrap=True)
+        signals.print = functools.partial(print_text, console)
         named = isinstance(data, str | Path)
         signals.command = signals.resume_with(str(data) if named else None, str(settled.out))
         run = Run(settled.out, writes=process.rank == 0)
@@ -154,14 +154,17 @@ def train_until_stopped(
                 if run.has_ended(steps, settled.patience):
                     length = "epochs" if settled.max_steps is None else "max_steps"
                     more = "patience" if start < steps else length
-                    console.print(
-                        f"{run.path}: complete, {start} of {steps} steps; raise {more} to continue"
+                    print_text(
+                        console,
+                        f"{run.path}: complete, {start} of {steps} steps; raise {more} to continue",
                     )
                     return run
                 for line in changes:
-                    console.print(line)
+                    print_text(console, line)
                 if resume and not start:
-                    console.print(f"{run.path}: no checkpoint to resume from, starting at step 0")
+                    print_text(
+                        console, f"{run.path}: no checkpoint to resume from, starting at step 0"
+                    )
                 fit(
                     task.training(steps, process),
                     task.config,
@@ -176,5 +179,5 @@ def train_until_stopped(
                 )
                 if run.writes and steps:
                     plot_curves(run.events_file, run.plots)
-        console.print(f"run written to {run.path}")
+        print_text(console, f"run written to {run.path}")
         return run

@@ -20,6 +20,7 @@ from botvision.data.samplers import StepBatches
 from botvision.device import Process, peak_memory, worker_count
 from botvision.errors import UserError
 from botvision.evaluation.evaluator import Evaluator, TaskEvaluator
+from botvision.terminal import print_text
 from botvision.training.callbacks import DataWait, Evaluation, EventLog
 from botvision.training.control import RunControl
 from botvision.training.fsdp import check_sharding
@@ -113,16 +114,17 @@ def fit(
     parameters = sum(p.numel() for p in training.model.parameters())
     several = f" x {process.count}" if process.count > 1 else ""
     for line in training.summary:
-        console.print(line)
-    console.print(
+        print_text(console, line)
+    print_text(
+        console,
         f"{parameters / 1e6:.2f} M parameters; {steps} steps of {config.batch_size} images, "
         f"learning rate {config.peak_lr:.4g}{config.lr_rule}, {config.device}{several}, "
-        f"precision {config.precision}"
+        f"precision {config.precision}",
     )
     if start:
         run.check_model(training.module)
         check_sharding(config, run.parameter_groups)
-        console.print(f"resuming from step {start}")
+        print_text(console, f"resuming from step {start}")
     resolved = {"steps": steps, "learning_rate": config.peak_lr, "parameters": parameters}
 
     def begin() -> None:
@@ -161,7 +163,9 @@ def fit(
     signals.stopped_at(stop, steps)
     signals.raise_if_received()
     if stop < steps:
-        console.print(f"stopped at step {stop}: {config.patience} evaluations without a better one")
+        print_text(
+            console, f"stopped at step {stop}: {config.patience} evaluations without a better one"
+        )
     if validation is None or evaluation is None:
         training.save(run.weights, run.writes)
     else:
@@ -175,8 +179,8 @@ def fit(
             validation.draw(run.plots)
     run.end(stop, steps, config.patience)
     if wait.share is not None:
-        console.print(f"waited for data {wait.share:.0%} of the time")
-    console.print(f"peak memory {peak_memory(config.device) / 2**30:.2f} GiB")
+        print_text(console, f"waited for data {wait.share:.0%} of the time")
+    print_text(console, f"peak memory {peak_memory(config.device) / 2**30:.2f} GiB")
 
 
 def _loader(

@@ -14,7 +14,7 @@ from torch import nn
 from botvision.config import TrainConfig
 from botvision.environment import versions
 from botvision.errors import UserError
-from botvision.files import append_text, make_folder, remove_temporaries, write_text
+from botvision.files import append_text, make_folder, refuse_link, remove_temporaries, write_text
 from botvision.settings import plain
 from botvision.training.checkpoints import read_checkpoint
 from botvision.training.lock import lock_folder
@@ -96,10 +96,13 @@ class Run:
         """Check that the run can be started here, without a change to anything.
 
         Raises:
-            UserError: the folder is a file, or holds a run already and ``resume`` is not wanted.
+            UserError: the folder is a file, a folder in it is a link, or it holds a run already and
+                ``resume`` is not wanted.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; give another `out`")
+        for folder in (self.checkpoint.parent, self.plots, self.predictions):
+            refuse_link(folder)
         if not resume and (self.events_file.exists() or self.checkpoint.exists()):
             raise UserError(
                 f"{self.path}: holds a run already; add `resume` to continue it, or give another "
