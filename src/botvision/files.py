@@ -40,7 +40,9 @@ def atomic(path: Path) -> Iterator[Path]:
         try:
             temporary.unlink(missing_ok=True)
             temporary.touch(exist_ok=False)  # O_EXCL: a new file, never the target of a link
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # safetensors makes a file that only its owner may read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)

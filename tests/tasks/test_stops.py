@@ -12,11 +12,9 @@ import time
 import pytest
 import torch
 
-import botvision
 from botvision.cli.main import main
-from botvision.data.coco import find_splits, load_split
 from killed import THREADS
-from tiny import TINY_SETTINGS
+from tiny import TINY_SETTINGS, python_train
 
 MORE = [
     *("--max-steps", "8", "--eval-steps", "3", "--accumulate", "3", "--ema-decay", "0.9"),
@@ -152,22 +150,6 @@ class Signal:
 
     def report(self, folder, console):
         pass
-
-
-def python_train(data, out, **more):
-    settings = {
-        "model_args": {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]},
-        "image_size": 64,
-        "batch_size": 2,
-        "lr": 0.01,
-        "max_steps": 4,
-        "eval_steps": 2,
-        "device": "cpu",
-        "precision": "32",
-        "detector": {"fpn_channels": 16, "box_head_dim": 32, "mask_convs": 1, "mask_channels": 16},
-    }
-    splits = {name: load_split(split) for name, split in find_splits(data).items()}
-    return botvision.train(splits, out=str(out), **settings, **more)
 
 
 @pytest.fixture(scope="module")

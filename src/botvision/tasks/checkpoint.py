@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import PretrainedCfg
@@ -316,7 +317,10 @@ def save_model(model: nn.Module, spec: ModelSpec, path: Path, writes: bool = Tru
     if not writes:
         return
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"botvision": text})
+        try:
+            save_file(tensors, temporary, metadata={"botvision": text})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from error
 
 
 def load_model(
