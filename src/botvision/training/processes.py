@@ -38,7 +38,8 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self._launcher = Launcher.current()
+        launcher = Launcher.current()
+        self._launcher = launcher if launcher is not None and launcher.count > 1 else None
         self._store: Store | None = None
         self._children: list[subprocess.Popen[bytes]] = []
         self._ended = threading.Event()
