@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from launched import ENVIRONMENT, command, errors, events, process_of, steps, train, wait_for_steps
@@ -125,6 +126,18 @@ def test_a_job_survives_its_time_limit_and_a_preemption(slurm, tiny_data, tmp_pa
         for folder in (out, tmp_path / "whole")
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm, tiny_data, tmp_path):
+    out = tmp_path / "run"
+    write_job(tmp_path / "train.sbatch", command(tiny_data, out, "--max-steps", 100000))
+    job = slurm("sbatch", "--parsable", tmp_path / "train.sbatch").strip()
+    wait_for_steps(out, 2)
+    slurm("scancel", job)
+    wait_for(lambda: not slurm("squeue", "--noheader"), 60)
+    assert "JobState=CANCELLED" in slurm("scontrol", "show", "job", job)
+    saved = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == steps(out)[-1]
 
 
 @pytest.mark.parametrize("rank", [1, 0])
