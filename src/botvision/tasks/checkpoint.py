@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import PretrainedCfg
@@ -38,8 +37,7 @@ from botvision.settings import plain
 from botvision.tasks.card import check_card
 from botvision.training.fsdp import whole_tensors
 
-# Version of the metadata in the weights file. Files of version 0.1 do not contain it, and those of
-# schema 1 no pixel range and page.
+# Version of the metadata in the weights file, which files of version 0.1 do not contain.
 SCHEMA = 2
 
 
@@ -108,7 +106,7 @@ class DetectorSpec:
             detector=config.detector,
             categories=categories,
             objects=tuple(objects),
-            pixel_range=_chosen(config.pixel_range),
+            pixel_range=config.chosen_pixel_range,
             page=config.page,
         )
         check_card(plain(spec))
@@ -221,7 +219,7 @@ class ClassifierSpec:
             std=cfg.std,
             crop_share=config.crop_share,
             objects=tuple(objects),
-            pixel_range=_chosen(config.pixel_range),
+            pixel_range=config.chosen_pixel_range,
             page=config.page,
         )
         check_card(plain(spec))
@@ -293,11 +291,6 @@ def _with_impl(model_args: dict[str, Any], impl: Implementation | None) -> dict[
     return model_args if impl is None else {**model_args, "impl": impl}
 
 
-def _chosen(pixel_range: PixelRange | Literal["auto"] | None) -> PixelRange | None:
-    """Return the pixel range of a config. ``"auto"`` remains where all images have 8 bits."""
-    return None if pixel_range == "auto" else pixel_range
-
-
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """Convert lists back to tuples, since JSON stores tuples as lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -317,10 +310,7 @@ def save_model(model: nn.Module, spec: ModelSpec, path: Path, writes: bool = Tru
     if not writes:
         return
     with atomic(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"botvision": text})
-        except SafetensorError as error:  # such as a full disk
-            raise OSError(str(error)) from error
+        save_file(tensors, temporary, metadata={"botvision": text})
 
 
 def load_model(
