@@ -173,6 +173,11 @@ class TrainConfig:
     out: Path | None = None
 
     @property
+    def chosen_pixel_range(self) -> PixelRange | None:
+        """The pixel range; None if it is still ``"auto"``, which all images of 8 bits leave."""
+        return None if self.pixel_range == "auto" else self.pixel_range
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up: ``lr``, or ``base_lr``.
 

@@ -100,6 +100,21 @@ def test_the_range_of_a_data_set_is_found(tmp_path, kind):
     assert len(np.unique(gray(open_image(path, pixels=Pixels(survey.range))))) == 256
 
 
+def test_large_images_are_scaled_and_sampled_in_parts(tmp_path):
+    values = RNG.integers(200, 3001, (1300, 1000), dtype=np.uint16)
+    path = write(tmp_path / "a.tif", "I;16", values)
+    found = gray(open_image(path, pixels=Pixels((200, 3000))))
+    np.testing.assert_array_equal(found, expected(values, 200, 3000))
+    low, high = survey_pixels(ImageFileList([path], Pixels())).range
+    np.testing.assert_allclose([low, high], np.percentile(values, (0.1, 99.9)), atol=5)
+    shares = (values / 3000).astype(np.float32)
+    floats = write(tmp_path / "b.tif", "F", shares)
+    np.testing.assert_array_equal(gray(open_image(floats)), expected(shares, 0, 1))
+    shares[-1, -1] = 2  # 0 to 255, since a value is above 1
+    floats = write(tmp_path / "c.tif", "F", shares)
+    np.testing.assert_array_equal(gray(open_image(floats)), expected(shares, 0, 255))
+
+
 def test_a_few_hot_pixels_do_not_darken_the_rest(tmp_path):
     values = ramp(100, 4000, np.uint16)
     values.flat[:3] = 65535

@@ -157,7 +157,7 @@ def _type_settings(field: Field[Any], hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {**settings, "action": "store_true"}
     for option in (hint, *get_args(hint)):  # a list, or a list or None
-        if get_origin(option) is tuple:  # of a fixed length
+        if get_origin(option) is tuple and settings.get("default") is None:  # of a fixed length
             count = len(get_args(option))
             return {**settings, "type": get_args(option)[0], "nargs": count}
         if get_origin(option) is list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from botvision.config import PixelRange
 from botvision.data.images import DECODE_ERRORS, open_stored
@@ -122,16 +124,17 @@ class PixelSurvey:
         return f"they use {values}, and {given} become 0 to 255 (`pixel_range`)"
 
 
-def survey_pixels(data: StoredImages, page: int = 0) -> PixelSurvey:
+def survey_pixels(data: StoredImages, page: int = 0, *, decoded: int = _DECODED) -> PixelSurvey:
     """Read a sample of the images, the same in every call.
 
     The headers of up to 500 images of each file extension are read, evenly spaced, and up to
-    100,000 pixels of each of up to 100 images with more than 8 bits. Their range is from the 0.1 to
-    the 99.9 percentile of these pixels, or the whole range if the two are equal.
+    100,000 pixels of each of up to ``decoded`` images with more than 8 bits. Their range is from
+    the 0.1 to the 99.9 percentile of these pixels, or the whole range if the two are equal.
 
     Args:
         data: the images.
         page: page of multi-page files.
+        decoded: number of images whose pixels are read.
 
     Returns:
         What they contain. Images that cannot be read are left out.
@@ -153,7 +156,7 @@ def survey_pixels(data: StoredImages, page: int = 0) -> PixelSurvey:
         floats=sum(header.is_float for _, header in headers),
         pages=sum(header.has_pages for _, header in headers),
         colors16=sum(header.has_16_bit_colors for _, header in headers),
-        range=_range([_values(data.image_file(index), page) for index in _spread(deep, _DECODED)]),
+        range=_range([_values(data.image_file(index), page) for index in _spread(deep, decoded)]),
     )
 
 
@@ -187,11 +190,13 @@ def _values(file: Path | BinaryIO, page: int) -> NDArray[np.float64]:
     """Return finite values of an image of more than 8 bits; none if it cannot be read."""
     try:
         with open_stored(file, page) as image:
-            values = np.asarray(as_unsigned(image)).reshape(-1)
+            share = math.sqrt(_PER_IMAGE / (image.width * image.height))
+            size = [max(1, round(side * min(1.0, share))) for side in image.size]
+            # A grid of pixels as they are, without a copy of all.
+            grid = as_unsigned(image).resize((size[0], size[1]), Image.Resampling.NEAREST)
+            values = np.asarray(grid).reshape(-1)
     except DECODE_ERRORS:
         return np.empty(0)
-    if values.size > _PER_IMAGE:
-        values = values[np.random.default_rng(0).integers(0, values.size, _PER_IMAGE)]
     finite: NDArray[np.float64] = values[np.isfinite(values)].astype(np.float64)
     return finite
 

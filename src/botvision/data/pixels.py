@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from botvision.config import PixelRange
 from botvision.errors import UserError
 
-# Pixels that are scaled at once, to limit memory.
+# Pixels that are scaled at once.
 _CHUNK = 1 << 20
 # Tags of TIFF: BitsPerSample and SampleFormat, which is 1 for unsigned integers.
 _BITS, _SAMPLE_FORMAT = 258, 339
@@ -53,27 +54,36 @@ class Pixels:
     def to_rgb(self, image: Image.Image) -> Image.Image:
         """Convert an image of any mode to RGB, or raise ValueError for one such as LAB."""
         if is_deep(image):
-            image = Image.fromarray(self._eight_bits(np.asarray(image)))
-        elif image.mode == "P" and "transparency" in image.info:
+            return self._scaled(image)
+        if image.mode == "P" and "transparency" in image.info:
             # Straight to RGB, Pillow warns that the transparency is lost, which is what is wanted.
             image = image.convert("RGBA")
         return image if image.mode == "RGB" else image.convert("RGB")
 
-    def _eight_bits(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        low, high = self.range or _default_range(values)
-        flat = values.reshape(-1)
-        scaled = np.empty(flat.shape, np.uint8)
-        for start in range(0, flat.size, _CHUNK):
-            chunk = (flat[start : start + _CHUNK].astype(np.float64) - low) / (high - low)
-            chunk = np.clip(np.nan_to_num(chunk, nan=0.0), 0, 1)
-            scaled[start : start + _CHUNK] = np.rint(chunk * 255)
-        return scaled.reshape(values.shape)
+    def _scaled(self, image: Image.Image) -> Image.Image:
+        rgb = Image.new("RGB", image.size)
+        low, high = self.range or _default_range(image)
+        for top, values in _strips(image):
+            with np.errstate(all="ignore"):  # some NaN, and the largest floats minus others
+                shares = (values.astype(np.float64) - low) / (high - low)
+            shares = np.clip(np.nan_to_num(shares, nan=0.0), 0, 1)
+            gray = Image.fromarray(np.rint(shares * 255).astype(np.uint8))
+            rgb.paste(gray.convert("RGB"), (0, top))
+        return rgb
 
 
-def _default_range(values: NDArray[Any]) -> PixelRange:
-    if values.dtype.kind != "f":
+def _default_range(image: Image.Image) -> PixelRange:
+    if image.mode != "F":
         return 0, 65535
-    return (0, 255) if (values > 1).any() else (0, 1)
+    return (0, 255) if any((values > 1).any() for _, values in _strips(image)) else (0, 1)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield the first row and the values of each strip, since a copy of all takes much memory."""
+    rows = max(1, _CHUNK // max(1, image.width))
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        yield top, np.asarray(image.crop(box))
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -86,7 +96,7 @@ def as_unsigned(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", {})
     if image.mode != "I" or tags.get(_BITS) != (32,) or tags.get(_SAMPLE_FORMAT, (1,)) != (1,):
         return image
-    values = np.asarray(image)
-    if values.min() >= 0:
+    extrema: Any = image.getextrema()
+    if extrema[0] >= 0:
         return image
-    return Image.fromarray(values.view(np.uint32).astype(np.float32))
+    return Image.fromarray(np.asarray(image).view(np.uint32).astype(np.float32))

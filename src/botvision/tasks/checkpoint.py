@@ -37,8 +37,7 @@ from botvision.settings import plain
 from botvision.tasks.card import check_card
 from botvision.training.fsdp import whole_tensors
 
-# Version of the metadata in the weights file. Files of version 0.1 do not contain it, and those of
-# schema 1 no pixel range and page.
+# Version of the metadata in the weights file, which files of version 0.1 do not contain.
 SCHEMA = 2
 
 
@@ -107,7 +106,7 @@ class DetectorSpec:
             detector=config.detector,
             categories=categories,
             objects=tuple(objects),
-            pixel_range=_chosen(config.pixel_range),
+            pixel_range=config.chosen_pixel_range,
             page=config.page,
         )
         check_card(plain(spec))
@@ -220,7 +219,7 @@ class ClassifierSpec:
             std=cfg.std,
             crop_share=config.crop_share,
             objects=tuple(objects),
-            pixel_range=_chosen(config.pixel_range),
+            pixel_range=config.chosen_pixel_range,
             page=config.page,
         )
         check_card(plain(spec))
@@ -290,11 +289,6 @@ def _check_objects(wanted: Sequence[str], **given: object) -> None:
 
 def _with_impl(model_args: dict[str, Any], impl: Implementation | None) -> dict[str, Any]:
     return model_args if impl is None else {**model_args, "impl": impl}
-
-
-def _chosen(pixel_range: PixelRange | Literal["auto"] | None) -> PixelRange | None:
-    """Return the pixel range of a config. ``"auto"`` remains where all images have 8 bits."""
-    return None if pixel_range == "auto" else pixel_range
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from botvision.config import Device, Dtype, EvaluateConfig, Precision, PredictCo
 from botvision.data.classification import eval_transform, readable_names
 from botvision.data.images import open_image
 from botvision.data.listing import is_image
-from botvision.data.pixel_survey import ImageFileList, survey_pixels
+from botvision.data.pixel_survey import ImageFileList
 from botvision.data.pixels import Pixels
 from botvision.detection import Detector
 from botvision.detection.inference import check_limits, detect
@@ -32,6 +32,7 @@ from botvision.errors import UserError
 from botvision.tasks.checkpoint import ClassifierSpec, DetectorSpec, load_model
 from botvision.tasks.classification import ClassificationInference
 from botvision.tasks.prediction import ClassificationPrediction, DetectionPrediction
+from botvision.tasks.task import pixel_notices
 
 # A file, a folder of images, a PIL image, or RGB pixels, uint8 (height, width, 3).
 ImageSource = str | PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -311,7 +312,7 @@ def survey_files(paths: Iterable[str | PathLike[str]], pixels: Pixels) -> list[s
     for path in map(Path, paths):
         with contextlib.suppress(UserError):  # which is reported when the folder is read
             files += _files(path)
-    return survey_pixels(ImageFileList(files, pixels), pixels.page).notices(pixels)
+    return pixel_notices(ImageFileList(files, pixels), pixels)
 
 
 def _files(path: Path) -> list[Path]:

@@ -22,6 +22,8 @@ from botvision.device import Process
 from botvision.errors import UserError
 from botvision.training.loop import Training, Validation
 
+# Images whose pixels are read for a line about their values.
+_NOTICE_IMAGES = 10
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
@@ -74,18 +76,15 @@ def settle_pixels(config: ConfigT, train: object, val: object) -> tuple[ConfigT,
     Raises:
         UserError: ``pixel_range`` or ``page`` is invalid.
     """
-    given = None if config.pixel_range == "auto" else config.pixel_range
-    pixels = Pixels(given, config.page)
-    if not isinstance(train, StoredImages):
-        return config, []
-    survey = survey_pixels(train, config.page)
-    if config.pixel_range == "auto" and survey.range is not None:
-        pixels = Pixels(survey.range, config.page)
+    pixels = Pixels(config.chosen_pixel_range, config.page)
+    survey = survey_pixels(train, config.page) if isinstance(train, StoredImages) else None
+    if survey is not None and survey.range is not None and config.pixel_range == "auto":
         config = dataclasses.replace(config, pixel_range=survey.range)
-    train.pixels = pixels
-    if isinstance(val, StoredImages):
-        val.pixels = pixels
-    return config, survey.notices(pixels)
+        pixels = Pixels(survey.range, config.page)
+    for split in (train, val):
+        if isinstance(split, StoredImages):
+            split.pixels = pixels
+    return config, [] if survey is None else survey.notices(pixels)
 
 
 def pixel_notices(data: object, pixels: Pixels) -> list[str]:
@@ -93,7 +92,7 @@ def pixel_notices(data: object, pixels: Pixels) -> list[str]:
     if not isinstance(data, StoredImages):
         return []
     data.pixels = pixels
-    return survey_pixels(data, pixels.page).notices(pixels)
+    return survey_pixels(data, pixels.page, decoded=_NOTICE_IMAGES).notices(pixels)
 
 
 def choose_split(splits: Sequence[str], wanted: str | None, data: str) -> str:
