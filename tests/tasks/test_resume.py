@@ -140,6 +140,7 @@ def test_killed_in_the_last_evaluation(tiny_data, tmp_path, uninterrupted):
     assert results[0].read_bytes() == results[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_in_the_last_evaluation_and_resumed_with_more_steps(tiny_data, tmp_path):
     """The checkpoint is of the last batch of the shorter run."""
     constant = ["--milestones", "[1, 1]"]
