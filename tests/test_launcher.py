@@ -101,6 +101,10 @@ def test_machines_with_different_numbers_of_processes(variables):
 
 def test_tasks_that_slurm_has_spread_unevenly(variables):
     variables({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "5,3"})
+    with pytest.raises(SystemExit) as stopped:
+        Launcher.current()
+    assert stopped.value.code == 2
+    variables({"SLURM_PROCID": 0})
     with pytest.raises(UserError, match="5,3 tasks"):
         Launcher.current()
 

@@ -49,7 +49,8 @@ def test_a_checkpoint_runs_no_code(capsys, tiny_data, tmp_path, resume):
     line = fail(
         capsys, "train", tiny_data, *TINY_SETTINGS, "--max-steps", "2", "--out", out, *resume
     )
-    assert "last.ckpt: not a readable checkpoint" in line
+    wanted = "last.ckpt: not a readable checkpoint" if resume else "holds a run already"
+    assert wanted in line
     assert not trace.exists()
 
 

@@ -55,7 +55,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed processes have left of files that they wrote with ``atomic``."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
+    for path in () if folder.is_symlink() else folder.glob(f"{_TEMPORARY}*"):
         with _writing(path):
             path.unlink()
 
@@ -65,8 +65,13 @@ def _writing(path: Path) -> Iterator[None]:
     """Turn an error of the operating system into one line about a file that is written."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except Exception as error:
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        elif "(os error " in str(error):  # of a library in Rust, such as safetensors
+            reason = str(error)
+        else:
+            raise
         raise UserError(
             f"{path}: cannot be written ({reason}); make room, correct the permissions, or give "
             "another `out`"

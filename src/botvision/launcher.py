@@ -36,6 +36,7 @@ class Launcher:
 
         Raises:
             UserError: the machines have different numbers of processes.
+            SystemExit: the same, in another process than the first one of srun.
         """
         torchrun = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
         if all(name in os.environ for name in torchrun):
@@ -52,12 +53,14 @@ class Launcher:
         nodes, per_node = (
             os.environ[f"SLURM_STEP_{name}"] for name in ("NUM_NODES", "TASKS_PER_NODE")
         )
+        rank, local_rank = (int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "LOCALID"))
         if "," in per_node:  # such as 3,1; equal numbers are 2(x4)
+            if rank > 0:  # the first process reports it
+                raise SystemExit(2)
             raise UserError(
                 f"srun has started {per_node} tasks on the machines; start the same number on "
                 "every machine with srun's option ntasks-per-node"
             )
-        rank, local_rank = (int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "LOCALID"))
         return cls("srun", rank, local_rank, count // int(nodes), int(nodes))
 
     @property

@@ -107,6 +107,12 @@ def gray(low, high, dtype=np.uint8):
     return Image.fromarray(pixels.astype(dtype))
 
 
+def nan_image():
+    pixels = np.asarray(gray(0, 1, np.float32)).copy()
+    pixels[0, 0] = np.nan
+    return Image.fromarray(pixels)
+
+
 IMAGES = {
     "missing": (lambda images: (images / "2.png").unlink(), "malformed"),
     "broken": (lambda images: (images / "2.png").write_bytes(b"no image"), "unreadable"),
@@ -118,6 +124,10 @@ IMAGES = {
     "black": (lambda images: replace(images, "2.png", Image.new("L", (WIDTH, HEIGHT))), "flat"),
     "low contrast": (lambda images: replace(images, "2.png", gray(100, 110)), "narrow"),
     "16 bits": (lambda images: replace(images, "2.png", gray(0, 4095, np.uint16)), "depth"),
+    "floats with NaN": (
+        lambda images: replace(images, "2.png", nan_image(), format="TIFF"),
+        "depth",
+    ),
     "pages": (
         lambda images: replace(
             images,
@@ -160,7 +170,7 @@ def test_images_of_two_splits_and_classes_of_one_are_found(capsys, tmp_path):
     assert status == 1
     by_kind = {finding["kind"]: finding for finding in report["findings"]}
     assert by_kind.keys() == {"shared", "untrained class"}
-    assert by_kind["shared"]["names"] == ["train/4.png = val/1.png"]
+    assert by_kind["shared"]["names"] == ["train: 4.png = val: 1.png"]
     assert by_kind["untrained class"]["names"] == ["dog"]
 
 
@@ -192,12 +202,13 @@ def test_class_folders(capsys, tmp_path):
     (dog / "0.png").write_bytes((cat / "0.png").read_bytes())
     (tmp_path / "val" / "cat" / "1.png").write_bytes((cat / "1.png").read_bytes())
     (dog / "2.png").write_bytes(b"")
+    (tmp_path / "train" / "stray.png").write_bytes((dog / "1.png").read_bytes())
     (tmp_path / "val" / "owl").mkdir()
     (tmp_path / "val" / "owl" / "1.png").write_bytes((dog / "1.png").read_bytes())
     status, report = check(capsys, tmp_path)
     assert status == 1
     assert kinds(report) == {
-        *("identical", "contradiction", "shared", "unreadable", "untrained class"),
+        *("identical", "contradiction", "shared", "unreadable", "untrained class", "left out"),
     }
 
 

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from launched import (
     TORCHRUN,
     command,
     errors,
+    events,
     launch,
     process_of,
     steps,
@@ -97,6 +99,7 @@ def test_a_bad_image_of_one_process(tiny_data, tmp_path, launcher, devices):
         ["--norm", "nothing"],
         pytest.param(["--batch-size", "3"], marks=pytest.mark.slow),
         pytest.param(["--weights", "missing.safetensors"], marks=pytest.mark.slow),
+        pytest.param(["--nothing", "3"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -106,6 +109,60 @@ def test_an_error_before_the_training_is_printed_once(tiny_data, tmp_path, wrong
     assert done.returncode != 0
     assert len(errors(done.stderr)) == 1, done.stderr
     assert "exitcode  : 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_missing_data_is_reported_once(tmp_path):
+    done = launch(tmp_path / "nothing", tmp_path / "run", launcher=TORCHRUN)
+    assert done.returncode != 0
+    assert len(errors(done.stderr)) == 1, done.stderr
+    assert "exitcode  : 2" in done.stderr
+
+
+def start_nodes(data, out, *more):
+    """Start two machines of torchrun on this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = [*TORCHRUN[:-1], "1", "--nnodes", "2", "--rdzv-backend", "c10d"]
+    line = command(data, out, *more, launcher=[*nodes, "--rdzv-endpoint", endpoint])
+    return [
+        subprocess.Popen(
+            line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_nodes(tiny_data, tmp_path):
+    """The losses are those of two processes on one machine, bit-for-bit."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    for limit, more in ((2, []), (4, ["--resume"])):
+        nodes = start_nodes(tiny_data, out, "--max-steps", limit, *more)
+        printed = [node.communicate(timeout=120) for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], printed
+        assert sum(out.count("run written to") for out, _ in printed) == 1
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["devices"], config["nodes"]) == (1, 2)
+    train(tiny_data, whole, "--max-steps", 4, "--devices", 2)
+    losses = [
+        [event["loss"] for event in events(folder) if event["event"] == "train"]
+        for folder in (out, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_process_of_another_node_is_lost(tiny_data, tmp_path, rank):
+    nodes = start_nodes(tiny_data, tmp_path / "run", "--max-steps", 5000)
+    wait_for_steps(tmp_path / "run", 2)
+    os.kill(process_of(rank, tmp_path / "run"), signal.SIGKILL)
+    printed = [node.communicate(timeout=60)[1] for node in nodes]
+    assert all(node.returncode for node in nodes)
+    (line,) = errors("".join(printed))
+    assert line.endswith(LOST)
 
 
 def settings_of(strategy, processes):

@@ -54,7 +54,7 @@ def test_bad_files_and_empty_folders_lose_nothing(capsys, weights, images, tmp_p
     line = fail(capsys, "predict", weights, *wrong, *CUDA_OFF)
     assert line.startswith(f"botvision predict: error: {tmp_path}/empty: no image files in this")
     out = weights / "predictions"
-    assert line.endswith(f" (and 5 more); 2 others are in {out}")
+    assert line.endswith(f" (and 5 more); the other results (2) are in {out}")
     assert [entry["file"] for entry in listed(out)] == [str(images / f"{k}.png") for k in (0, 2)]
     assert pictures(out) == {"0.png", "2.png"}
 
@@ -71,7 +71,7 @@ def test_every_failure_is_printed_and_written_to_is_not(capsys, weights, images)
 def test_without_one_readable_image_earlier_results_stay(capsys, weights, images, tmp_path):
     run(capsys, "predict", weights, images, *CUDA_OFF)
     line = fail(capsys, "predict", weights, tmp_path / "nowhere.png", *CUDA_OFF)
-    assert line.endswith("there are no others")
+    assert line.endswith("there are no other results")
     assert len(listed(weights / "predictions")) == 3
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from botvision.cli.parsers import Parser, join_numbers, take
 from botvision.config import ClassificationConfig, DetectionConfig
+from botvision.errors import UserError
 from botvision.settings import Task, plain, recipe_names
 from botvision.training.signals import StopSignals
 
@@ -98,7 +99,13 @@ def parse_train(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Train, or print the settings."""
-    own = train_parser(task_of_arguments(arguments))
+    try:
+        own = train_parser(task_of_arguments(arguments))
+    except UserError:
+        from botvision.training.processes import Processes
+
+        with Processes():  # which may all fail for this reason
+            raise
     own.prog, own.epilog = parser.prog, parser.epilog
     own.other_options = _options_of_the_other_task(own)
     printing = "--print-config" in arguments

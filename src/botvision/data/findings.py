@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from botvision.data.classification import ClassificationData
 from botvision.data.coco import CocoData
 from botvision.data.detection import DetectionData
+from botvision.data.image_folder import OUTSIDE
 from botvision.data.inspection import ImageFacts, identical
 from botvision.data.object_checks import suspicious_objects, without_mask
 from botvision.data.skipped import Skipped
@@ -45,7 +46,7 @@ class Finding:
 
     def __str__(self) -> str:
         shown = ", ".join(self.names[:_NAMES]) + ", ..." * (len(self.names) > _NAMES)
-        return f"{self.split}: {self.message}: {self.count:,} ({shown})"
+        return f"{self.split}: {self.message}: {self.count:,}" + (f" ({shown})" if shown else "")
 
 
 def skipped_findings(split: str, skipped: Sequence[Skipped]) -> Iterator[Finding]:
@@ -92,6 +93,13 @@ def image_findings(split: str, facts: Sequence[ImageFacts]) -> Iterator[Finding]
             yield Finding(kind, split, message, len(found), names, drawn)
 
 
+def file_findings(split: str, data: Split) -> Iterator[Finding]:
+    """Images that belong to no class."""
+    count = getattr(data, "left_out", {}).get(OUTSIDE, 0)
+    if count:
+        yield Finding("left out", split, f"images {OUTSIDE}", count, ())
+
+
 def object_findings(split: str, data: CocoData) -> Iterator[Finding]:
     """Objects that are left out, or are probably wrong, see ``suspicious_objects``."""
     for kind, what, images in suspicious_objects(data):
@@ -121,13 +129,13 @@ def _of_objects(
 
 
 def identical_findings(
-    facts: Mapping[str, Sequence[ImageFacts]], labels: Mapping[str, Sequence[int]]
+    facts: Mapping[str, Sequence[ImageFacts]], classes: Mapping[str, Sequence[str]]
 ) -> Iterator[Finding]:
     """Identical images within a split, across splits, and with different labels.
 
     Args:
         facts: the images of each split.
-        labels: their labels; empty for detection.
+        classes: name of the class of each image of each split; empty for detection.
 
     Yields:
         The findings, with one name per group of identical images.
@@ -137,11 +145,12 @@ def identical_findings(
     kinds: dict[tuple[str, str], list[list[tuple[str, int]]]] = {}
     for group in groups:
         members = [images[place] for place in group]
-        splits = ", ".join(dict.fromkeys(split for split, _ in members))
-        own_labels = {labels[split][index] for split, index in members if split in labels}
-        kind = "shared" if "," in splits else "identical"
+        names_of_splits = dict.fromkeys(split for split, _ in members)
+        splits = ", ".join(names_of_splits)
+        own = {classes[split][index] for split, index in members if split in classes}
+        kind = "shared" if len(names_of_splits) > 1 else "identical"
         kinds.setdefault((kind, splits), []).append(members)
-        if len(own_labels) > 1:
+        if len(own) > 1:
             kinds.setdefault(("contradiction", splits), []).append(members)
     what = {
         "shared": "images that are in more than one split",
@@ -150,7 +159,7 @@ def identical_findings(
     }
     for (kind, splits), found in kinds.items():
         names = tuple(
-            " = ".join(f"{split}/{facts[split][index].name}" for split, index in members)
+            " = ".join(f"{split}: {facts[split][index].name}" for split, index in members)
             for members in found
         )
         drawn = tuple(image for members in found for image in members)

@@ -21,6 +21,9 @@ from botvision.data.listing import (
 from botvision.data.pixels import Pixels
 from botvision.errors import UserError
 
+# Images in no class folder, in the counts of what is left out.
+OUTSIDE = "outside the class folders"
+
 
 class ImageFolder:
     """The images of a split and their labels; the classes are the names of its folders.
@@ -94,7 +97,7 @@ def _class_files(folder: Path) -> tuple[dict[str, list[Path]], LeftOut]:
         path = Path(entry.path)
         if not walk.is_new_folder(entry):
             if is_image(entry.name):
-                walk.left_out["outside the class folders"] += 1
+                walk.left_out[OUTSIDE] += 1
             elif not path.is_dir():
                 walk.left_out.add_file(entry.name)
             continue

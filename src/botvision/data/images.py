@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from botvision.data.pixels import Pixels, as_unsigned
 from botvision.errors import UserError
@@ -96,13 +96,8 @@ def open_image(
             raise UserError(
                 f"{path}: has no page {pixels.page}, counted from 0; give another `page`"
             ) from error
-        # Pillow's own errors are these three. Others come from within.
-        words = (
-            str(error).splitlines() if isinstance(error, OSError | SyntaxError | ValueError) else []
-        )
-        reason = words[0] if words else "damaged"
         raise UserError(
-            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
+            f"{path}: cannot be read as an image ({_reason(error)}); replace or remove the file"
         ) from error
     if size is None or upright.size == size:
         return _to_rgb(upright, pixels, path)
@@ -113,6 +108,16 @@ def open_image(
         f"{size[0]}x{size[1]}; use the images that were annotated, or correct the width and "
         "height in the annotation file"
     )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # Pillow's own errors are these. Others come from within.
+    words = str(error).splitlines() if isinstance(error, OSError | SyntaxError | ValueError) else []
+    return words[0] if words else "damaged"
 
 
 def _check_regular(file: Path | BinaryIO) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from botvision.data.detection import DetectionData
@@ -71,20 +72,29 @@ def inspect(data: Any, index: int) -> ImageFacts:
                 stored = as_unsigned(opened).copy()
     digest = hashlib.blake2b(f"{stored.mode} {image.size}".encode(), digest_size=16)
     digest.update(stored.tobytes())
-    extrema: Any = stored.getextrema()
-    channels = extrema if isinstance(extrema[0], tuple) else [extrema]
+    channels = _extrema(stored)
     return ImageFacts(
         name,
         error=None,
         size=image.size,
         mode=mode,
         deep=is_deep(stored),
-        low=float(min(low for low, _ in channels)),
-        high=float(max(high for _, high in channels)),
-        contrast=float(max(high - low for low, high in channels)),
+        low=min(low for low, _ in channels),
+        high=max(high for _, high in channels),
+        contrast=max(high - low for low, high in channels),
         pages=pages,
         digest=digest.digest(),
     )
+
+
+def _extrema(image: Image.Image) -> list[tuple[float, float]]:
+    """The least and the greatest finite value of each channel."""
+    if is_deep(image):
+        values = np.asarray(image)
+        finite = values[np.isfinite(values)]
+        return [(float(finite.min()), float(finite.max()))] if finite.size else [(0.0, 0.0)]
+    extrema: Any = image.getextrema()
+    return list(extrema) if isinstance(extrema[0], tuple) else [extrema]
 
 
 def inspect_all(data: Any, workers: int = -1) -> Iterator[ImageFacts]:

@@ -21,6 +21,8 @@ Rules = Mapping[str, "Rule | Rules"]
 
 _CLASSES = 100_000
 _LAYERS = 500
+# Values in the arguments of a model.
+_VALUES = 1000
 # Arguments of models whose numbers count layers, such as `layers`, `depths` and `num_blocks`.
 _COUNTS_LAYERS = re.compile("layer|depth|block|repeat")
 
@@ -65,22 +67,30 @@ def _list(rule: Rule, shortest: int, longest: int, unique: bool = False) -> Rule
 
 
 def _is_model_args(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        _is_model_arg(item) and (not _COUNTS_LAYERS.search(name) or _total(item) <= _LAYERS)
-        for name, item in value.items()
+    return (
+        isinstance(value, dict)
+        and _is_plain(value)
+        and all(_total(v) <= _LAYERS for name, v in value.items() if _COUNTS_LAYERS.search(name))
     )
 
 
-def _is_model_arg(value: Any, depth: int = 0) -> bool:
-    if depth > 4:
-        return False
-    if isinstance(value, list):
-        return len(value) <= _LAYERS and all(_is_model_arg(item, depth + 1) for item in value)
-    if isinstance(value, dict):
-        return _is_model_arg([*value, *value.values()], depth)
-    if isinstance(value, str):
-        return len(value) <= 200
-    return value is None or (isinstance(value, int | float) and abs(value) <= 65536)
+def _is_plain(value: Any) -> bool:
+    """Whether a value consists of few numbers and short text, in lists and mappings."""
+    waiting, seen = [(value, 0)], 0
+    while waiting:
+        item, depth = waiting.pop()
+        seen += 1
+        if isinstance(item, list | dict):
+            parts = [*item, *item.values()] if isinstance(item, dict) else item
+            if depth > 4 or seen + len(waiting) + len(parts) > _VALUES:
+                return False
+            waiting += [(part, depth + 1) for part in parts]
+        elif isinstance(item, str):
+            if len(item) > 200:
+                return False
+        elif not (item is None or (isinstance(item, int | float) and abs(item) <= 65536)):
+            return False
+    return True
 
 
 def _total(value: Any) -> float:

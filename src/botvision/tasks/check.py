@@ -21,6 +21,7 @@ from botvision.data.findings import (
     Finding,
     Split,
     class_findings,
+    file_findings,
     identical_findings,
     image_findings,
     mask_findings,
@@ -102,13 +103,17 @@ def check(
     notices = _settle_pixels(splits)
     facts = {name: _inspect(name, split, config, console) for name, split in splits.items()}
     for name, split in splits.items():
-        findings += image_findings(name, facts[name])
+        findings += [*image_findings(name, facts[name]), *file_findings(name, split)]
         if isinstance(split, CocoData):
             findings += object_findings(name, split)
     if config.task is None:
         findings += mask_findings(splits)
-    labels = {name: split.labels for name, split in splits.items() if hasattr(split, "labels")}
-    findings += identical_findings(facts, labels)
+    classes = {
+        name: [split.classes[label] for label in split.labels]
+        for name, split in splits.items()
+        if not isinstance(split, DetectionData) and hasattr(split, "labels")
+    }
+    findings += identical_findings(facts, classes)
     counts = {name: _counts(split, facts[name]) for name, split in splits.items()}
     findings += class_findings({name: own.get("classes", {}) for name, own in counts.items()})
     findings.sort(key=lambda finding: -finding.count)

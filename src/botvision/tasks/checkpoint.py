@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import PretrainedCfg
@@ -311,10 +310,7 @@ def save_model(model: nn.Module, spec: ModelSpec, path: Path, writes: bool = Tru
     if not writes:
         return
     with atomic(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"botvision": text})
-        except SafetensorError as error:  # such as a full disk
-            raise OSError(str(error)) from error
+        save_file(tensors, temporary, metadata={"botvision": text})
 
 
 def load_model(

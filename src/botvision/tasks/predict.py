@@ -74,23 +74,24 @@ def predict(
     config = make_config(PredictConfig, options)
     console = console or terminal()
     check_batch_size(config.batch_size)
+    path = Path(run)
+    folder = config.out or (path if path.is_dir() else path.parent) / "predictions"
+    images = [images] if isinstance(images, str | PathLike) else list(images)
+    # A link that the user names is followed.
+    results = Results(folder if config.out is None else folder.resolve(), images)
     model = load(
         run, device=config.device, precision=config.precision, impl=impl, box_head=box_head
     )
     refuse_options_of_the_other_task(config, model.spec.task, fspath(run))
     model = with_pixels(model, config)
-    images = [images] if isinstance(images, str | PathLike) else list(images)
     for line in survey_files(images, model.spec.pixels):
         print_text(console, line)
-    path = Path(run)
-    folder = config.out or (path if path.is_dir() else path.parent) / "predictions"
     unread: list[UserError] = []
 
     def leave_out(error: UserError) -> None:
         unread.append(error)
         print_text(console, f"left out: {error}")
 
-    results = Results(folder if config.out is None else folder.resolve(), images)
     try:
         if isinstance(model, DetectionModel):
             _detect(model, images, config, results, leave_out, console)
@@ -100,8 +101,9 @@ def predict(
         results.close()
     if unread:
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
-        rest = f"{results.count} others are in {folder}" if results.count else "there are no others"
-        raise UserError(f"{unread[0]}{more}; {rest}")
+        others = f"the other results ({results.count}) are in {folder}"
+        others = others if results.count else "there are no other results"
+        raise UserError(f"{unread[0]}{more}; {others}")
     print_text(console, f"written to {folder}")
     return folder
 

@@ -10,7 +10,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from botvision.files import make_folder
+from botvision.errors import UserError
+from botvision.files import make_folder, refuse_link
 
 # A file name has at most 255 bytes, of which a number and an ending need some.
 _LONGEST_STEM = 200
@@ -27,9 +28,15 @@ class Results:
         folder: the folder. It is created if it does not exist.
         images: images or folders of the user. They are not removed, whatever an earlier
             ``predictions.json`` names.
+
+    Raises:
+        UserError: the folder is a link or a file.
     """
 
     def __init__(self, folder: Path, images: Iterable[str | PathLike[str]]) -> None:
+        refuse_link(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; give another `out`")
         self.folder = folder
         self.count = 0
         self._images = {_resolved(Path(fspath(image))) for image in images}

@@ -39,7 +39,7 @@ class Task(Protocol):
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What the settings and the data determine, for the run's config.yaml."""
+        """Facts that follow from the settings and the data, for the run's config.yaml."""
 
     def training(self, steps: int, process: Process) -> Training:
         """Build the model, its data sets and its validation for a run of ``steps`` steps."""

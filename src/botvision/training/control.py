@@ -1,4 +1,4 @@
-"""What happens between two training steps: checkpoints, evaluations, and the end of the run."""
+"""Checkpoints, evaluations and the end of a run, between two training steps."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -27,7 +28,9 @@ from botvision.launcher import Launcher
 # How long a process that fails waits for the others to notice, in seconds.
 PATIENCE = 15.0
 
-_runs = itertools.count()  # the same in all processes, which train the same runs
+# A program may train several times, with the same processes and in the same order in all of them.
+_runs = itertools.count()
+_children: list[subprocess.Popen[bytes]] = []  # that this process has started
 
 
 class Processes:
@@ -38,9 +41,9 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self._launcher = Launcher.current()
+        launcher = Launcher.current()
+        self._launcher = launcher if launcher is not None and launcher.count > 1 else None
         self._store: Store | None = None
-        self._children: list[subprocess.Popen[bytes]] = []
         self._ended = threading.Event()
         self._run = next(_runs)
 
@@ -63,10 +66,9 @@ class Processes:
             self._start_children(devices)
         if self._launcher is None:
             return
+        threading.Thread(target=self._watch, daemon=True).start()
         if any(self._exchange("")):
             sys.exit(2)
-        if not self._children:
-            threading.Thread(target=self._watch, daemon=True).start()
 
     def __exit__(
         self,
@@ -81,15 +83,13 @@ class Processes:
             # A launcher sends SIGTERM to the other processes as soon as one has ended, which may be
             # before this one has printed the reason.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
+            self._end()
+            return
         try:
-            if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
-                self._end()
-            else:
-                self._fail(error)
+            self._fail(error)
         finally:
-            _wait(lambda: all(child.poll() is not None for child in self._children))
-            for child in self._children:
-                child.kill()
+            _end_children()
 
     def _end(self) -> None:
         """Wait until all processes end: a launcher may kill the others when the first one ends."""
@@ -103,7 +103,10 @@ class Processes:
         """Let one process report the error, which occurs in one process or in several."""
         assert self._launcher is not None
         if self._store is None:  # the others are ready, or fail for the same reason
-            messages = self._exchange(str(error) or type(error).__name__)
+            try:
+                messages = self._exchange(str(error) or type(error).__name__)
+            except UserError:
+                return
             reports = next(rank for rank, message in enumerate(messages) if message)
             if reports != self._launcher.rank:
                 raise SystemExit(2) from error
@@ -138,31 +141,32 @@ class Processes:
         """End this process if another one has failed and the main thread does not notice it."""
         while not self._ended.wait(0.5):
             try:
-                if self._count("failed"):  # by a process that reports the reason
+                if self._store is not None and self._count(
+                    "failed"
+                ):  # by a process that reports the reason
                     self._count("failed", 1)
                     os._exit(2)
-                lost = any(child.poll() for child in self._children)
+                lost = any(child.poll() for child in _children)
             except dist.DistError:
                 lost = True
             if lost and not self._ended.wait(PATIENCE):
                 if self._is_first():
-                    print(f"error: {self._loss()}", file=sys.stderr, flush=True)
-                for child in self._children:
-                    child.kill()
+                    print(f"botvision: error: {self._loss()}", file=sys.stderr, flush=True)
+                _end_children(0)
                 os._exit(2)
 
     def _loss(self) -> str:
         """Return which process was lost, as far as it is known."""
-        if self._children:  # the system ends a process after it has closed its connections
-            _wait(lambda: any(child.poll() is not None for child in self._children), 2.0)
+        if _children:  # the system ends a process after it has closed its connections
+            _wait(lambda: any(child.poll() is not None for child in _children), 2.0)
         reason = "the connection to another process was lost, whose output may show the reason"
-        for rank, child in enumerate(self._children, 1):
+        for rank, child in enumerate(_children, 1):
             if child.returncode:
                 code = child.returncode
                 how = (
                     f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended: {code}"
                 )
-                reason = f"process {rank} of {len(self._children) + 1} {how}"
+                reason = f"process {rank} of {len(_children) + 1} {how}"
                 break
         return f"{reason}; resume the run from its last checkpoint"
 
@@ -188,9 +192,9 @@ class Processes:
         for rank in range(1, devices):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, *program, *sys.argv[1:]]
-            self._children.append(subprocess.Popen(command, env={**os.environ, **own}))
+            _children.append(subprocess.Popen(command, env={**os.environ, **own}))
         self._store = store  # until `_exchange` connects to it
-        threading.Thread(target=self._watch, daemon=True).start()
+        atexit.register(_end_children)
 
     def _exchange(self, message: str) -> list[str]:
         """Exchange messages with all processes: the reason of a failure, or empty if ready."""
@@ -216,6 +220,13 @@ class Processes:
                 "all are running and reach this address, or set MASTER_ADDR and MASTER_PORT"
             ) from error
         return messages
+
+
+def _end_children(seconds: float = PATIENCE) -> None:
+    """Wait for the other processes of this machine, and kill those that do not end."""
+    _wait(lambda: all(child.poll() is not None for child in _children), seconds)
+    for child in _children:
+        child.kill()
 
 
 def _wait(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
