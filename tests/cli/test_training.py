@@ -104,8 +104,8 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
     [
         (["--patience", 2], "--patience: requires --eval-steps, because it counts evaluations"),
         (["--max-steps", -1], "--max-steps -1: must be at least 0"),
-        (["--max-instances", -1], "--max-instances -1: must be at least 1, or 0 for all"),
-        (["--freeze-stages", 7], "--freeze-stages 7: give 0 to 5"),
+        (["--max-instances", -1], "--max-instances -1: must be at least 0"),
+        (["--freeze-stages", 7], "--freeze-stages 7: must be between 0 and 5"),
         (
             ["--model-args", "{positon: none}"],
             "--model-args: botnet50 does not accept 'positon'; did you mean 'position'?",
