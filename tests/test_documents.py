@@ -21,7 +21,8 @@ DOCUMENTS = [
 ]
 RECIPES = sorted(RECIPES_FOLDER.rglob("*.yaml"))
 OF_LAUNCHERS = {  # torchrun and srun
-    *("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--ntasks-per-node"),
+    *("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"),
+    *("--ntasks-per-node", "--gpus-per-node", "--gpus-per-task", "--kill-on-bad-exit"),
 }
 OF_BENCHMARKS = {"--plan", "--detections", "--classes"}  # of the scripts in benchmarks/
 

@@ -19,10 +19,13 @@ from filelock import FileLock
 from botvision.cli.main import main
 from botvision.data.coco import CocoData
 from botvision.errors import UserError
+from botvision.tasks.checkpoint import load_model
+from botvision.tasks.detection import DetectionModule
 from botvision.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from botvision.training.lock import lock_folder
 from botvision.training.run import Run
 from commandline import fail
-from killed import THREADS, run_and_kill
+from killed import THREADS
 from tiny import TINY_SETTINGS, python_train
 
 MORE = ["--max-steps", "4", "--eval-steps", "2"]
@@ -71,11 +74,17 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def half(tiny_data, tmp_path_factory):
-    """A run that was stopped after 2 of 4 steps; tests copy what they damage."""
-    out = tmp_path_factory.mktemp("half") / "run"
-    run_and_kill(
-        4, "train", tiny_data, *TINY_SETTINGS, *MORE, "--out", out, "--checkpoint-steps", 1
-    )
+    """A run that has failed after 2 of 4 steps; tests copy what they damage."""
+    out, step = tmp_path_factory.mktemp("half") / "run", DetectionModule.training_step
+
+    def fail_in_the_third(self, *arguments):
+        if self.global_step == 2:
+            raise UserError("half of it")
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(DetectionModule, "training_step", fail_in_the_third)
+        train(tiny_data, out)
     return out
 
 
@@ -93,23 +102,22 @@ def folder(request, tmp_path):
 
 @pytest.mark.parametrize(("size", "name"), [(300_000, "best.safetensors"), (700_000, "last.ckpt")])
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(
-    tiny_data, half, folder, capsys, size, name
+    tiny_data, half, folder, tmp_path, monkeypatch, capsys, size, name
 ):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     run = copy(half, folder / "run")
-    before, others = (run / "checkpoints/last.ckpt").read_bytes(), set(temporary_files())
+    before = (run / "checkpoints/last.ckpt").read_bytes()
     with full_disk(size):
-        line = fail(capsys, "train", tiny_data, "--out", run, "--resume")
+        more = ["--resume", "--checkpoint-steps", 1]
+        line = fail(capsys, "train", tiny_data, "--out", run, *more)
     assert f"{name}: cannot be written (" in line and "File too large" in line
     assert (run / "checkpoints/last.ckpt").read_bytes() == before
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     assert not list(run.glob(".tmp-*"))
-    assert set(temporary_files()) <= others
+    assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
     train(tiny_data, run, "--resume")
     assert Run(run).metrics["step"] == 4
-
-
-def temporary_files():
-    return (path for path in Path(tempfile.gettempdir()).iterdir() if path.is_file())
 
 
 def copy(run, to):
@@ -148,7 +156,8 @@ def test_what_a_killed_save_has_left_is_removed(tiny_data, half, tmp_path):
     assert not [path for path in run.rglob("*") if ".tmp" in path.name]
 
 
-@pytest.mark.parametrize("resumed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [False, True])
 def test_a_read_only_folder_is_one_line(tiny_data, half, tmp_path, resumed):
     run = copy(half, tmp_path / "run") if resumed else tmp_path / "run"
     run.mkdir(exist_ok=True)
@@ -282,8 +291,6 @@ with lock_folder(Path(sys.argv[1])):
 
 def test_the_lock_of_a_dead_holder_is_taken_over(tmp_path):
     """Even while a process that loaded its data has not noticed yet."""
-    from botvision.training.lock import lock_folder
-
     subprocess.run([sys.executable, "-c", ORPHAN, str(tmp_path)], check=False)
     with lock_folder(tmp_path):
         assert (tmp_path / ".lock").read_text().splitlines()[0] == str(os.getpid())
@@ -353,8 +360,6 @@ def test_the_last_model_is_kept_where_validation_has_no_objects(tiny_data, tmp_p
     run = tmp_path / "run"
     train(data, run, "--task", "segmentation")
     assert Run(run).metrics["segm"]["AP"] == -1
-    from botvision.tasks.checkpoint import load_model
-
     model, _ = load_model(run)
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in model.state_dict().items():

@@ -66,9 +66,10 @@ def uninterrupted(tiny_data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "lines", "workers"),
-    [(signal.SIGTERM, 1, 0), (signal.SIGINT, 2, 2)],
+    [(signal.SIGTERM, 1, 0), (signal.SIGINT, 2, 2), (signal.SIGUSR1, 5, 0)],
 )
 def test_the_command_stops_after_its_step_and_continues_from_there(
     tiny_data, tmp_path, uninterrupted, number, lines, workers
@@ -126,6 +127,9 @@ def test_a_second_signal_ends_the_process_at_once(number):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.stdout.readline() == "noted\n"
+    process.send_signal(number)  # as a launcher repeats it
+    time.sleep(1)
+    assert process.poll() is None
     process.send_signal(number)
     assert process.wait(timeout=10) == 128 + number
 

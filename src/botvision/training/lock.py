@@ -21,7 +21,8 @@ _ORPHANS = 30.0
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder.
 
-    The lock belongs to the process, not to the file ``.lock``: when the process ends, it is free.
+    The lock belongs to the process, not to the file ``.lock``, which a process that is killed
+    leaves: when the process ends, the lock is free.
 
     Args:
         folder: the run folder, which exists.
@@ -53,6 +54,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not isinstance(lock, SoftFileLock):  # which removes its file itself
+            file.unlink(missing_ok=True)
         lock.release()
 
 

@@ -6,14 +6,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
+
+from botvision.launcher import Launcher
 
 # The interrupt of a terminal or notebook, the request to end, and Slurm's warning before it ends a
 # job. Windows has no SIGUSR1.
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+# A launcher repeats the signal of a terminal, which has reached its processes already.
+_REPETITION_SECONDS = 0.5
 
 
 def resume_in_python(data: str | None, out: str) -> str:
@@ -34,7 +39,7 @@ class StopSignals:
 
     A signal raises ``Stopped`` where the program is. While ``deferred`` is set, the first one is
     only stored in ``received``: the training loop finishes its step, saves, and raises
-    ``Stopped``. A second signal ends the process at once.
+    ``Stopped``. A second signal, at least half a second later, ends the process at once.
 
     At the end of the context the earlier handlers are back, ``Stopped`` has printed ``message``,
     and SIGINT has become KeyboardInterrupt. In another thread than the main one, and for a signal
@@ -53,7 +58,11 @@ class StopSignals:
         self.deferred = False
         self.command = ""
         self.message = "stopped before the first step"
+        launcher = Launcher.current()
         self.print: Callable[[str], None] = print
+        if launcher is not None and launcher.rank > 0:
+            self.print = lambda line: None  # one process reports
+        self._received_at = 0.0
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -81,9 +90,12 @@ class StopSignals:
             raise Stopped(self.agreed or self.received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.received:
-            self._end_at_once()
-        self.received = number
+            if now - self._received_at > _REPETITION_SECONDS:
+                self._end_at_once()
+            return
+        self.received, self._received_at = number, now
         if not self.deferred:
             raise Stopped(number)
 
