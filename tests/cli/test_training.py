@@ -125,3 +125,15 @@ def test_settings_that_cannot_work(tiny_data, tmp_path, capsys, flags, message):
         *flags,
     )
     assert message in line
+
+
+def test_the_logged_loss_does_not_depend_on_accumulate(tiny_data, tmp_path):
+    """Lightning divides the loss of a micro-batch by their number."""
+    out = tmp_path / "run"
+    settings = [*TINY_SETTINGS, "--batch-size", "4", "--accumulate", "2", "--norm", "frozen"]
+    main(["train", str(tiny_data), *settings, "--max-steps", "2", "--out", str(out)])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if line["event"] == "train"):
+        parts = [value for name, value in line.items() if name.startswith("loss_")]
+        assert len(parts) == 5
+        assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)
