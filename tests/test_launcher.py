@@ -1,9 +1,15 @@
 """The number of processes of a run is that of torchrun or srun, whose variables are set here."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 
+from botvision.cli.train import train_parser
 from botvision.errors import UserError
 from botvision.launcher import Launcher
+from botvision.settings import recipe_names
 from botvision.tasks.config import settle
 
 # As torchrun --nnodes 2 --nproc-per-node 4 sets them for the last process.
@@ -124,3 +130,12 @@ def test_each_process_needs_a_device(variables, settings, monkeypatch):
         "devices 4: every process must see one cuda device per process on its machine, and this "
         "one sees 1"
     )
+
+
+def test_the_example_for_slurm_is_a_command():
+    text = (Path(__file__).parents[1] / "examples" / "train.sbatch").read_text()
+    (line,) = re.findall(r"^train=\(botvision train (.*)\)$", text, re.MULTILINE)
+    settings = train_parser("detection").given(shlex.split(line))
+    assert settings["resume"]
+    assert settings["recipe"] in recipe_names("detection")
+    assert text.count("# CHANGE ") == 3

@@ -106,8 +106,8 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
     [
         (["--patience", 2], "--patience: requires --eval-steps, because it counts evaluations"),
         (["--max-steps", -1], "--max-steps -1: must be at least 0"),
-        (["--max-instances", -1], "--max-instances -1: must be at least 1, or 0 for all"),
-        (["--freeze-stages", 7], "--freeze-stages 7: give 0 to 5"),
+        (["--max-instances", -1], "--max-instances -1: must be at least 0"),
+        (["--freeze-stages", 7], "--freeze-stages 7: must be between 0 and 5"),
         (
             ["--model-args", "{positon: none}"],
             "--model-args: botnet50 does not accept 'positon'; did you mean 'position'?",
@@ -127,3 +127,15 @@ def test_settings_that_cannot_work(tiny_data, tmp_path, capsys, flags, message):
         *flags,
     )
     assert message in line
+
+
+def test_the_logged_loss_does_not_depend_on_accumulate(tiny_data, tmp_path):
+    """Lightning divides the loss of a micro-batch by their number."""
+    out = tmp_path / "run"
+    settings = [*TINY_SETTINGS, "--batch-size", "4", "--accumulate", "2", "--norm", "frozen"]
+    main(["train", str(tiny_data), *settings, "--max-steps", "2", "--out", str(out)])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if line["event"] == "train"):
+        parts = [value for name, value in line.items() if name.startswith("loss_")]
+        assert len(parts) == 5
+        assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)

@@ -135,6 +135,15 @@ def test_flipped_bytes_are_found(tmp_path, name):
         refused(path)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_an_archive_without_files(tmp_path, name):
+    assert refused(packed(tmp_path / name, {})).startswith("contains no files")
+    if name == "a.tar":
+        (tmp_path / "cache").rmdir()
+        (tmp_path / name).write_bytes(bytes(5000))
+        refused(tmp_path / name)
+
+
 def test_an_encrypted_zip(tmp_path):
     path = packed(tmp_path / "a.zip")
     content = bytearray(path.read_bytes())

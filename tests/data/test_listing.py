@@ -1,6 +1,7 @@
 """Class folders as they are found in the wild: every image counts once, in the right class."""
 
 import os
+import shutil
 import subprocess
 import unicodedata
 
@@ -181,6 +182,16 @@ def test_an_empty_split_is_named(root):
             classification_splits(str(root))["val"](CLASSES)
     with pytest.raises(UserError, match=r"val: no class folders \(only 1 .*\); put the images"):
         ClassificationTraining(ClassificationConfig(str(root)), str(root))
+
+
+def test_test_images_without_labels_are_no_split(root):
+    shutil.rmtree(root / "val")
+    image(root / "test" / "1.png")
+    assert set(classification_splits(str(root))) == {"train"}
+    training = ClassificationTraining(ClassificationConfig(str(root)), str(root))
+    assert training.notices == [
+        "no validation split, neither val nor test with labels: the model is not evaluated"
+    ]
 
 
 def test_a_single_class_is_one_line(tmp_path, capsys):

@@ -51,9 +51,9 @@ class Broken(nn.Module):
 
 def test_a_non_finite_loss_stops_and_names_the_images():
     names = ("a.png", "c.png", "b.png")
-    data = SimpleNamespace(image_ids=(5, 7, 9), image_name=names.__getitem__)
+    data = SimpleNamespace(image_name=names.__getitem__)
     module = DetectionModule(Broken(), DetectionConfig("data"), 10, data)
-    targets = [{"image_id": torch.tensor(5)}, {"image_id": torch.tensor(9)}]
+    targets = [{"index": torch.tensor(0)}, {"index": torch.tensor(2)}]
     with pytest.raises(UserError, match=r"not finite at step 0 .*loss_mask nan.* a\.png, b\.png"):
         module.training_step(([], targets), 0)
 

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 from botvision.errors import UserError
 from botvision.launcher import Launcher
 from botvision.settings import setting_error
+from botvision.text import printable
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -57,7 +58,7 @@ class Parser(ArgumentParser):
                 line = f"--{dashed(fault.parameter)} {fault.value}: {line}"
         launcher = Launcher.current()
         if launcher is None or launcher.rank == 0:  # all its processes have the same arguments
-            print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
+            print(f"{self.prog}: error: {printable(line)}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
     def _hint(self, name: str) -> Any:

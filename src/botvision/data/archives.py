@@ -57,6 +57,8 @@ def unpack(archive: Path, root: Path) -> None:
         ) from error
     except Exception as error:  # whatever the readers raise for damaged content
         raise _damaged(archive) from error
+    if not any(path.is_file() for path in root.rglob("*")):
+        raise UserError(f"{archive}: contains no files; download or pack it again")
 
 
 def _damaged(archive: Path, detail: str = "") -> UserError:

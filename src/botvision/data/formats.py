@@ -84,9 +84,11 @@ def classification_splits(data: ClassificationSource) -> ClassificationSplits:
         if not (split := _only_one(present, str(root))):
             continue
         shards = find_shards(root, split)
-        if shards and not class_folders(root / split):
+        labeled = bool(class_folders(root / split))
+        if shards and not labeled:
             splits[own] = partial(WebDataset, shards)
-        else:  # a folder without class folders is an error when it is opened
+        elif labeled or own != "test":  # competitions give test images without labels
+            # A folder without class folders is an error when it is opened.
             splits[own] = partial(ImageFolder, root / split)
     if not splits:
         raise UserError(

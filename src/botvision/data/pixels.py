@@ -79,7 +79,7 @@ def _default_range(image: Image.Image) -> PixelRange:
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield the first row and the values of each strip, since a copy of all takes much memory."""
+    """Yield the first row and the values of each strip, to avoid a copy of the whole image."""
     rows = max(1, _CHUNK // max(1, image.width))
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))

@@ -173,6 +173,10 @@ class ClassificationTraining:
             self.val = self.bad_data.open(self.held_out, lambda _: opener(self.train.classes))
         self.images = len(self.train)
         self.config, self.notices = settle_pixels(config, self.train, self.val)
+        if not self.held_out:
+            self.notices.append(
+                "no validation split, neither val nor test with labels: the model is not evaluated"
+            )
         if config.mixup or config.cutmix:
             parts = config.accumulate * config.devices * config.nodes
             if config.batch_size // parts % 2:

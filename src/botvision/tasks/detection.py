@@ -301,12 +301,6 @@ def _check(config: DetectionConfig) -> None:
             "what to recompute",
             parameter="compile",
         )
-    if config.max_instances < 0:
-        raise UserError(
-            "must be at least 1, or 0 for all",
-            parameter="max_instances",
-            value=config.max_instances,
-        )
 
 
 def _validation(

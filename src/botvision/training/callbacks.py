@@ -21,6 +21,12 @@ def ends_inside_a_step(trainer: L.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches != 0
 
 
+def step_values(trainer: L.Trainer, outputs: Mapping[str, Any]) -> dict[str, float]:
+    """Values of a training step. Lightning divides the loss by the number of micro-batches."""
+    values = {name: float(value) for name, value in outputs.items()}
+    return {**values, "loss": values["loss"] * trainer.accumulate_grad_batches}
+
+
 class BatchCount(Callback):
     """Resumes with another ``accumulate``: Lightning's checkpoints count micro-batches.
 
@@ -122,7 +128,7 @@ class EventLog(Callback):
             lr=trainer.optimizers[0].param_groups[0]["lr"],
             seconds=round(time.monotonic() - self.started, 3),
             data_seconds=round(self.wait.take(), 4),
-            **{name: float(value) for name, value in outputs.items()},
+            **step_values(trainer, outputs),
         )
 
 
@@ -163,7 +169,7 @@ class ProgressLines(Callback):
         seconds = (now - self.started) / max(1, step - self.first)
         left = round(seconds * (self.steps - step))
         print(
-            f"step {step}/{self.steps}  loss {float(outputs['loss']):.3f}  "
+            f"step {step}/{self.steps}  loss {step_values(trainer, outputs)['loss']:.3f}  "
             f"{seconds:.2f} s/step  {left // 60}:{left % 60:02d} left",
             file=sys.stderr,
             flush=True,
