@@ -81,7 +81,9 @@ def test_a_run_that_gets_no_better_stops_early_and_is_complete(tiny_data, tmp_pa
     assert [event["step"] for event in events(run, "eval")] == [2, 4, 6, 8, 10]
     for steps in (10, 5):
         train(tiny_data, run, "--max-steps", steps, "--resume")
-        assert f"complete, 10 of {steps} steps; raise epochs to continue" in capsys.readouterr().out
+        assert (
+            f"complete, 10 of {steps} steps; raise max_steps to continue" in capsys.readouterr().out
+        )
 
 
 def test_frozen_stages_and_recomputed_blocks(tiny_data, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,7 +147,13 @@ def test_killed_in_the_last_evaluation_and_resumed_with_more_steps(tiny_data, tm
     constant = ["--milestones", "[1, 1]"]
     train(tiny_data, tmp_path / "whole", "--max-steps", "12", *constant)
     train_and_kill(13, tiny_data, tmp_path / "killed", *constant)
+    shutil.copytree(tmp_path / "killed", tmp_path / "completed")
+    train(tiny_data, tmp_path / "completed", "--resume")
+    train(tiny_data, tmp_path / "completed", "--max-steps", "12", "--resume")
     train(tiny_data, tmp_path / "killed", "--max-steps", "12", "--resume")
+    assert_same(
+        state(tmp_path / "completed")["state_dict"], state(tmp_path / "killed")["state_dict"]
+    )
     got, want = state(tmp_path / "killed"), state(tmp_path / "whole")
     assert_same(got["state_dict"], want["state_dict"])
     assert_same(got["optimizer_states"], want["optimizer_states"])

@@ -72,9 +72,10 @@ class RunControl(Callback):
         step = trainer.global_step
         if step:
             restore_settings(trainer, self.settings)
-        if self.evaluation is not None:
+        due = False
+        if self.evaluation is not None and step != self.evaluation.step:
             due = self._is_due(step) or step in self.evaluation.logged
-            self._evaluate(trainer, module, due=due and step != self.evaluation.step)
+        self._evaluate(trainer, module, due=due)
 
     def on_train_batch_end(
         self,
@@ -142,10 +143,9 @@ class RunControl(Callback):
             loop.run()
             trainer.training = True
             connector._first_loop_iter = first
-        patience, evaluation = self.config.patience, self.evaluation
-        if self.signals.agreed or (
-            evaluation is not None and 0 < patience <= evaluation.since_best
-        ):
+        worse = 0 if self.evaluation is None else self.evaluation.since_best
+        exhausted = 0 < self.config.patience <= worse
+        if self.signals.agreed or exhausted or trainer.global_step >= self.steps:
             trainer.should_stop = True
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -141,14 +140,14 @@ def fit(
         callbacks.append(evaluation)
     processes.start(config.devices)
     control = RunControl(config, run, steps, signals, evaluation, begin)
-    average = EMAWeightAveraging(decay=config.ema_decay) if config.ema_decay else None
-    trainer = training_trainer(config, run, steps, callbacks, average, control)
+    # Lightning neither begins nor ends a run without a step left; `RunControl` ends that one.
+    trainer = training_trainer(config, run, max(steps, start + 1), callbacks, control)
     if config.compile:
         # A detector's heads see another number of proposals every time.
         getattr(training.model, "backbone", training.model).compile()
-    if start >= steps:  # Lightning begins nothing then, and ends nothing
+    if steps == 0:
         begin()
-    if steps:
+    else:
         with exact_products():
             trainer.fit(
                 training.module,
@@ -157,8 +156,6 @@ def fit(
                 ckpt_path=run.checkpoint if start else None,
                 weights_only=True,
             )
-    if start >= steps > 0 and average is not None:
-        average.on_train_end(trainer, training.module)
     stop = trainer.global_step
     signals.stopped_at(stop, steps)
     signals.raise_if_received()

@@ -109,12 +109,7 @@ def _strategy(config: TrainConfig) -> str | Strategy:
 
 
 def training_trainer(
-    config: TrainConfig,
-    run: Run,
-    steps: int,
-    callbacks: Sequence[Callback],
-    average: EMAWeightAveraging | None,
-    control: RunControl,
+    config: TrainConfig, run: Run, steps: int, callbacks: Sequence[Callback], control: RunControl
 ) -> L.Trainer:
     """A trainer of ``steps`` steps that Lightning sees as one epoch.
 
@@ -126,7 +121,6 @@ def training_trainer(
         run: run folder, for the checkpoints.
         steps: number of training steps of the run.
         callbacks: callbacks of the run. The progress and the last checkpoint are added.
-        average: the moving average of the weights, if there is one.
         control: what saves, evaluates, and ends the run early.
 
     Returns:
@@ -164,7 +158,7 @@ def training_trainer(
             *_progress(steps),
             LastCheckpoint(run),
             # After the evaluation, which saves the weights that the average has put in place.
-            *([average] if average is not None else []),
+            *([EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay else []),
             control,
         ],
     )
