@@ -1,7 +1,6 @@
 """Settings of a detector so small that a step takes milliseconds."""
 
 import botvision
-from botvision.data.coco import find_splits, load_split
 
 TINY_SETTINGS = [
     *("--model-args", "{layers: [1, 1, 1, 1], channels: [16, 16, 32, 32]}"),
@@ -27,5 +26,8 @@ def python_train(data, out, **more):
         "precision": "32",
         "detector": {"fpn_channels": 16, "box_head_dim": 32, "mask_convs": 1, "mask_channels": 16},
     }
+    # Not before, since it imports Triton, see attention/conftest.py.
+    from botvision.data.coco import find_splits, load_split
+
     splits = {name: load_split(split) for name, split in find_splits(data).items()}
     return botvision.train(splits, out=str(out), **settings | more)
