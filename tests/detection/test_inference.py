@@ -273,13 +273,17 @@ def test_detecting_changes_nothing_about_the_detector(untrained):
 @pytest.mark.parametrize("part", ["backbone", "roi_heads.mask_predictor"])
 def test_nor_does_a_failure(untrained, part):
     def fail(module, inputs):
-        raise RuntimeError("out of memory")
+        raise RuntimeError(reason)
 
+    reason = "too small"
     before = everything(untrained)
     handle = untrained.get_submodule(part).register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="too small"):
         detect(untrained, [noise(90, 80)], **SETTINGS)
-    with pytest.raises(UserError, match=r"^scales: .* on 128x128 .*\(out of memory\)"):
+    with pytest.raises(UserError, match=r"^scales: .* on 128x128 .*\(too small\)"):
+        detect(untrained, [noise(90, 80)], tta=TTA(scales=(2.0,)))
+    reason = "out of memory"  # for which the scales are not to blame
+    with pytest.raises(RuntimeError, match="out of memory"):
         detect(untrained, [noise(90, 80)], tta=TTA(scales=(2.0,)))
     handle.remove()
     assert everything(untrained) == before
