@@ -215,6 +215,8 @@ def test_a_stopped_process_has_written_what_it_found(weights, tiny_data, stop, t
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs this in the background ignores the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not (out / "000000-3.png").exists():
         assert process.poll() is None, process.stderr.read()

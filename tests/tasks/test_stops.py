@@ -85,6 +85,7 @@ def test_the_command_stops_after_its_step_and_continues_from_there(
     assert errors == ""
     step = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert step == max(event["step"] for event in events(out)) < 8
+    assert (out / "best.safetensors").exists()
     command = shlex.join(["botvision", "train", str(tiny_data), "--out", str(out), "--resume"])
     assert text.splitlines()[-1] == f"stopped at step {step} of 8; resume with: {command}"
     assert [line for line in text.splitlines() if "stopped" in line] == text.splitlines()[-1:]

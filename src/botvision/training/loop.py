@@ -158,6 +158,9 @@ def fit(
             )
     stop = trainer.global_step
     signals.stopped_at(stop, steps)
+    stopped = bool(signals.agreed or signals.received)
+    if stopped and (validation is None or not run.weights.exists()):
+        training.save(run.weights, run.writes)  # for `predict`; no evaluation has saved any
     signals.raise_if_received()
     if stop < steps:
         print_text(
