@@ -120,11 +120,11 @@ def test_predict_lists_what_scores_from_the_threshold_on(capsys, tiny_run, tiny_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scales", "1", "0"], "--scales 0: give positive numbers"),
+        (["--scales", "1", "0"], "--scales 1 0: must be greater than 0"),
         (["--tile", "8"], "--tile 8: must be at least 32"),
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--max-detections", "0"], "--max-detections 0: must be at least 1"),
-        (["--score-threshold", "50"], "--score-threshold 50: give a number from 0 to 1"),
+        (["--score-threshold", "50"], "--score-threshold 50: must be between 0 and 1"),
     ],
 )
 def test_senseless_views_are_one_line(capsys, tiny_run, tiny_data, tmp_path, arguments, message):

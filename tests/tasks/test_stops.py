@@ -36,6 +36,14 @@ def start(*arguments):
     )
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """The handler that Python installs, unless a shell runs the tests in the background."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 def wait_for_lines(process, run, lines):
     file = run / "metrics.jsonl"
     while not file.exists() or file.read_bytes().count(b"\n") < lines:
