@@ -94,8 +94,9 @@ def folder(request, tmp_path):
     if request.param == "disk":
         yield tmp_path
         return
-    if not Path("/dev/shm").is_dir():
-        pytest.skip("no second file system at /dev/shm")
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no file system other than that of temporary files")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         yield Path(other)
 
@@ -364,3 +365,10 @@ def test_the_last_model_is_kept_where_validation_has_no_objects(tiny_data, tmp_p
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, last[f"detector.{name}"])
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    """Somebody would delete it."""
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be read \(Is a directory\)"):
+        (tmp_path / "last.ckpt").mkdir()
+        read_checkpoint(tmp_path / "last.ckpt")

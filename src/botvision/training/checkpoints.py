@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -65,9 +66,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             )
             if {"global_step", "state_dict", "callbacks"} <= content.keys():
                 return content
+    except OSError as error:
+        # The file may be sound, unless this is zipfile's seek to a place before its beginning.
+        if error.errno not in (None, errno.EINVAL):
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (
-        *(zipfile.BadZipFile, UnpicklingError, RuntimeError, NotImplementedError),
-        *(AttributeError, EOFError, KeyError, OSError, TypeError, ValueError),
+        # zipfile's of other content, of encrypted entries and of other kinds of compression
+        *(zipfile.BadZipFile, RuntimeError, NotImplementedError),
+        *(UnpicklingError, AttributeError, EOFError, KeyError, TypeError, ValueError),
     ):
         pass
     raise UserError(
