@@ -3,13 +3,13 @@
 Every input has to end in success or in a ``UserError`` within 10 seconds and 2 GiB.
 """
 
+import functools
 import os
-import resource
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 _COMMON = {
     "deadline": timedelta(seconds=10),
@@ -19,28 +19,40 @@ settings.register_profile("few", max_examples=25, derandomize=True, database=Non
 settings.register_profile(
     "fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20000")), **_COMMON
 )
+_STATUS = Path("/proc/self/status")
+_LIMIT = 2 * 2**20  # KiB
 
 
-def pytest_configure(config):
-    if config.getoption("--hypothesis-profile", None) is None:
-        settings.load_profile("few")
+def pytest_collection_modifyitems(config, items):
+    """Few examples, unless the command names a profile. Other tests keep their own settings."""
+    few = config.getoption("--hypothesis-profile", None) is None
+    tests = {item.obj for item in items if item.path.parent == Path(__file__).parent}
+    for test in filter(is_hypothesis_test, tests if few else ()):
+        settings.get_profile("few")(test)
 
 
 @pytest.fixture(autouse=True)
-def bounded_memory():
-    """Fail if an example has taken more than 2 GiB.
+def bounded_memory(request):
+    """Fail for an example during which the memory of the process grows by more than 2 GiB."""
+    test = request.function
+    if not (is_hypothesis_test(test) and _STATUS.exists()):  # only Linux has such a peak
+        yield
+        return
+    example = test.hypothesis.inner_test
 
-    This is the peak of the process above what it held before or holds afterwards: thousands of
-    models that were built leave some 30 KiB each in the libraries.
-    """
-    before = _peak()
+    @functools.wraps(example)
+    def measured(*arguments, **named):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is the current memory again
+        before = _kib("VmRSS")
+        example(*arguments, **named)
+        assert _kib("VmHWM") - before < _LIMIT
+
+    test.hypothesis.inner_test = measured
     yield
-    statm = Path("/proc/self/statm")
-    kept = 0
-    if statm.exists():
-        kept = int(statm.read_text().split()[1]) * resource.getpagesize()
-    assert _peak() - max(before, kept) < 2 * 2**30
+    test.hypothesis.inner_test = example
 
 
-def _peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _kib(field):
+    """A number of ``/proc/self/status``: the memory of the process, or its peak."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
