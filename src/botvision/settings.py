@@ -53,6 +53,23 @@ RECIPES = Path(__file__).parent / "recipes"
 _TASKS: tuple[Task, ...] = ("detection", "classification")
 
 
+def load_yaml(text: str) -> Any:
+    """Read YAML of anybody: plain values only, and no aliases.
+
+    Args:
+        text: the YAML.
+
+    Returns:
+        The content.
+
+    Raises:
+        YAMLError: the text is not YAML, or contains a tag of Python's or an alias.
+        ValueError: a value is invalid, such as a date.
+        RecursionError: the text is nested too deeply.
+    """
+    return yaml.load(text, _Loader)  # a subclass of SafeLoader, which runs no code
+
+
 class _Loader(yaml.SafeLoader):
     """Plain YAML without aliases, which can stand for more content than memory holds."""
 
@@ -112,8 +129,7 @@ def read_settings(path: Path | str) -> dict[str, Any]:
         UserError: the file does not exist or does not contain a YAML mapping.
     """
     try:
-        # A subclass of SafeLoader, which runs no code.
-        settings = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)
+        settings = load_yaml(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{reason}", parameter="config", value=path) from error

@@ -180,7 +180,10 @@ def test_the_run_folder_is_a_file(tiny_data, tmp_path, capsys):
         assert "file" in line and "give another --out" in line
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"{: [", b"- 1\n", b"", b"a: 2001-99-99\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00", b"{: [", b"- 1\n", b"", b"a: 2001-99-99\n", b"a: &a [1]\nb: *a\n"],
+)
 def test_a_damaged_config(tiny_data, half, tmp_path, capsys, content):
     run = copy(half, tmp_path / "run")
     (run / "config.yaml").write_bytes(content)

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -42,8 +42,8 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
-        # Options of another task, and the models that they apply to.
-        self.other_options: dict[str, str] = {}
+        # Returns the options of another task, and the models that they apply to.
+        self.other_options: Callable[[], dict[str, str]] = dict
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error in one line and exit with status 2."""
@@ -70,8 +70,8 @@ class Parser(ArgumentParser):
         option = argument.partition("=")[0]
         if not option.startswith("-"):
             return f"unexpected argument {option}"
-        if option in self.other_options:
-            return f"{option} applies only to {self.other_options[option]}"
+        if (kind := self.other_options().get(option)) is not None:
+            return f"{option} applies only to {kind}"
         close = difflib.get_close_matches(option, self.options(), 1)
         hint = f"; did you mean --{dashed(close[0][2:])}?" if close else ""
         return f"no option is named {option}{hint}"

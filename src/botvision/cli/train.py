@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -107,7 +108,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         with Processes():  # which may all fail for this reason
             raise
     own.prog, own.epilog = parser.prog, parser.epilog
-    own.other_options = _options_of_the_other_task(own)
+    own.other_options = functools.partial(_options_of_the_other_task, own)
     printing = "--print-config" in arguments
     # The settings can be printed without data. A built-in set is not opened.
     bare = printing and _data(join_numbers(arguments)) is None

@@ -38,6 +38,7 @@ class Processes:
 
     If one of them fails, all end, and one of them raises the error: the one in which it occurred,
     or another one if the process was lost. The others exit with status 2 and without a message.
+    Lightning's own launcher kills the first process when another one is lost, without a message.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from botvision.config import TrainConfig
 from botvision.environment import versions
 from botvision.errors import UserError
 from botvision.files import append_text, make_folder, refuse_link, remove_temporaries, write_text
-from botvision.settings import plain
+from botvision.settings import load_yaml, plain
 from botvision.training.checkpoints import read_checkpoint
 from botvision.training.lock import lock_folder
 
@@ -82,7 +82,7 @@ class Run:
         if not self.config_file.is_file():
             return {}
         try:
-            config = yaml.safe_load(self.config_file.read_bytes())
+            config = load_yaml(self.config_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError, RecursionError):
             config = None
         if not isinstance(config, dict):
