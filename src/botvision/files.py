@@ -36,7 +36,7 @@ def atomic(path: Path) -> Iterator[Path]:
         UserError: the disk is full, or the folder is read-only.
     """
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    with _writing(path):
+    with writing(path):
         try:
             temporary.unlink(missing_ok=True)
             temporary.touch(exist_ok=False)  # O_EXCL: a new file, never the target of a link
@@ -56,13 +56,17 @@ def atomic(path: Path) -> Iterator[Path]:
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed processes have left of files that they wrote with ``atomic``."""
     for path in () if folder.is_symlink() else folder.glob(f"{_TEMPORARY}*"):
-        with _writing(path):
+        with writing(path):
             path.unlink()
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system into one line about a file that is written."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one line about a file that is written.
+
+    Raises:
+        UserError: such as a full disk.
+    """
     try:
         yield
     except Exception as error:
@@ -91,7 +95,7 @@ def append_text(path: Path, text: str) -> None:
         UserError: ``path`` is a link, or cannot be written.
     """
     refuse_link(path)
-    with _writing(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
@@ -105,7 +109,7 @@ def make_folder(path: Path) -> None:
         UserError: ``path`` is a link or a file, or cannot be created.
     """
     refuse_link(path)
-    with _writing(path):
+    with writing(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:

@@ -236,7 +236,7 @@ def test_a_full_disk_keeps_the_list_valid(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(UserError, match=r"predictions\.json: cannot be written \(File too"):
             results.add({"file": "b" * 2000})
         assert listed(tmp_path) == [{"file": "a"}]
         results.add({"file": "c"})

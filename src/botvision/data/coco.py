@@ -15,7 +15,7 @@ from botvision.config import DetectionTask
 from botvision.data.annotations import NO_MASK, Annotations, read_annotations
 from botvision.data.detection import DetectionData, Objects
 from botvision.data.image_files import ImageFiles
-from botvision.data.images import DECODE_ERRORS, open_image
+from botvision.data.images import DECODE_ERRORS, open_image, open_stored
 from botvision.data.pixels import Pixels
 from botvision.data.segmentations import ABSENT
 from botvision.data.skipped import BadEntryError, Skipped
@@ -277,7 +277,7 @@ def _turned(images: Path, annotations: Annotations) -> dict[int, str]:
     for index in annotations.upright:
         width, height = annotations.sizes[index].tolist()
         try:
-            with Image.open(images / annotations.file_names[index]) as stored:
+            with open_stored(images / annotations.file_names[index]) as stored:
                 orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
                 as_described = stored.size == (width, height)
         except DECODE_ERRORS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from botvision.data.detection import DetectionData
-from botvision.data.images import DECODE_ERRORS
+from botvision.data.images import DECODE_ERRORS, open_stored
 from botvision.data.pixel_survey import ONE_PICTURE
 from botvision.data.pixels import as_unsigned, is_deep
 from botvision.errors import UserError
@@ -64,7 +65,7 @@ def inspect(data: Any, index: int) -> ImageFacts:
         return ImageFacts(name, reason.replace(f" '{file}'", ""))
     stored, mode, pages = image, image.mode, 1
     if file is not None:
-        with contextlib.suppress(*DECODE_ERRORS), Image.open(file) as opened:
+        with contextlib.suppress(*DECODE_ERRORS), open_stored(file) as opened:
             mode = opened.mode
             pages = 1 if opened.format in ONE_PICTURE else getattr(opened, "n_frames", 1)
             if is_deep(opened):
@@ -108,7 +109,8 @@ def inspect_all(data: Any, workers: int = -1) -> Iterator[ImageFacts]:
         The facts of each image, in order.
     """
     threads = workers if workers > 0 else min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
+    # `open_stored` changes the filters of warnings, which all threads share.
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(partial(inspect, data), range(len(data)))
 
 

@@ -46,7 +46,10 @@ def _extension(name: str) -> str:
 
 
 def natural_key(name: str) -> tuple[list[int | str], str]:
-    """Return the sort key that orders ``class2`` before ``class10``, as timm's does."""
+    """Return the sort key that orders ``class2`` before ``class10``, as timm's does.
+
+    timm's fails for names with digits that are no numbers, such as a superscript.
+    """
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 

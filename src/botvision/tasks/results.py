@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from botvision.errors import UserError
-from botvision.files import make_folder, refuse_link
+from botvision.files import make_folder, refuse_link, writing
 
 # A file name has at most 255 bytes, of which a number and an ending need some.
 _LONGEST_STEM = 200
@@ -45,18 +45,23 @@ class Results:
         self._end = 0
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Append an entry to ``predictions.json``."""
+        """Append an entry to ``predictions.json``.
+
+        Raises:
+            UserError: the file cannot be written. It is valid, without the entry.
+        """
         file = self._begun()
-        file.seek(self._end)
         start = ",\n" if self.count else "[\n"
-        try:
-            end = _write(file, f"{start}{json.dumps(entry)}".encode())
-            _write(file, b"\n]\n")
-        except OSError:  # the disk is full, but what was there fits
+        with writing(self.folder / "predictions.json"):
             file.seek(self._end)
-            file.truncate()
-            _write(file, b"\n]\n" if self.count else b"[]\n")
-            raise
+            try:
+                end = _write(file, f"{start}{json.dumps(entry)}".encode())
+                _write(file, b"\n]\n")
+            except OSError:  # the disk is full, but what was there fits
+                file.seek(self._end)
+                file.truncate()
+                _write(file, b"\n]\n" if self.count else b"[]\n")
+                raise
         self._end += end
         self.count += 1
 
