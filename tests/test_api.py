@@ -195,7 +195,9 @@ def test_supervision_gets_its_arrays(monkeypatch, model, images):
 
 
 def test_supervision_itself(model, images):
-    supervision = pytest.importorskip("supervision", reason="pip install supervision")
+    supervision = pytest.importorskip(
+        "supervision", reason="supervision is not installed; pip install it to run this test"
+    )
     (prediction,) = model.predict(images[0], score_threshold=0.05)
     detections = prediction.to_supervision()
     assert isinstance(detections, supervision.Detections)

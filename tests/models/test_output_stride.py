@@ -234,7 +234,8 @@ def test_stems_of_timm(options, blur):
 
 def test_deeplab_v3_plus_of_smp():
     smp = pytest.importorskip(
-        "segmentation_models_pytorch", reason="pip install segmentation_models_pytorch"
+        "segmentation_models_pytorch",
+        reason="segmentation_models_pytorch is not installed; pip install it to run this test",
     )
     model = smp.DeepLabV3Plus("tu-botnet50", encoder_weights=None, classes=3).eval()
     with torch.inference_mode():
