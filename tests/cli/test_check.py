@@ -9,6 +9,9 @@ from PIL import Image
 import botvision
 import coco_files
 from botvision.cli.main import main
+from botvision.data.categories import Categories
+from botvision.data.detection import DetectionData, Objects
+from class_files import write_classes
 from coco_files import HEIGHT, WIDTH, annotation, content
 from commandline import fail
 
@@ -241,3 +244,31 @@ def test_objects_of_ones_own_are_checked(tmp_path):
     report = botvision.check({"train": Rings()}, out=tmp_path)
     assert report.findings == []
     assert report.splits["train"]["images"] == 3
+
+
+def test_the_classes_of_ones_own_detection_data_are_counted(tmp_path):
+    class Squares(DetectionData):
+        categories = Categories((4, 7, 9), ("small", "large", "absent"))
+
+        def __len__(self):
+            return 4
+
+        def image(self, index):
+            return Image.radial_gradient("L").rotate(9 * index).convert("RGB")
+
+        def objects(self, index):
+            side = 10 if index < 3 else 100
+            boxes = np.array([[5, 5, 5 + side, 5 + side]] * (index > 0), np.float64).reshape(-1, 4)
+            return Objects(boxes, np.full(len(boxes), 4 if index < 3 else 7), [None] * len(boxes))
+
+    counts = botvision.check({"train": Squares()}, out=tmp_path).splits["train"]
+    assert counts["classes"] == {"small": 2, "large": 1, "absent": 0}
+    assert (counts["objects"], counts["images_without_objects"]) == (3, 1)
+    assert counts["box_sides"] == {"8-16": 2, "64-128": 1}
+
+
+def test_the_classes_of_a_hugging_face_set_are_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data = write_classes(tmp_path / "data")
+    report = botvision.check(f"hfds/{data}", out=tmp_path / "out")
+    assert report.splits["train"]["classes"] == {"blue": 4, "green": 4, "red": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -75,6 +76,11 @@ class HuggingFaceData:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         content, label = self.reader[index]
         return open_image(content, name=self.image_name(index), pixels=self.pixels), label
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The labels of all images, read without the images."""
+        return [int(label) for label in self.reader.dataset[self.reader.label_key]]
 
     def image_name(self, index: int) -> str:
         """The number of the image at ``index``, from 0."""

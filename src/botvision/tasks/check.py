@@ -203,7 +203,18 @@ def _counts(split: Split, facts: Sequence[ImageFacts]) -> dict[str, Any]:
             "classes": {name: own[id_] for id_, name in named},
             "box_sides": _histogram(box_sides(split)),
         }
-    elif not isinstance(split, DetectionData) and hasattr(split, "labels"):
+    elif isinstance(split, DetectionData):
+        objects = [split.objects(index) for index in range(len(split))]
+        own = Counter(category for o in objects for category in o.category_ids.tolist())
+        named = zip(split.categories.ids, split.categories.names, strict=True)
+        sides = [np.sqrt(np.prod(o.boxes[:, 2:] - o.boxes[:, :2], axis=1)) for o in objects]
+        counts |= {
+            "images_without_objects": sum(not len(o.boxes) for o in objects),
+            "objects": own.total(),
+            "classes": {name: own[id_] for id_, name in named},
+            "box_sides": _histogram(np.concatenate([np.empty(0), *sides])),
+        }
+    elif hasattr(split, "labels"):
         own = Counter(split.labels)
         counts["classes"] = {name: own[label] for label, name in enumerate(split.classes)}
     return counts
